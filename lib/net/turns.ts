@@ -1,0 +1,89 @@
+// Shares the turns of the event loop among connections (design decision 3): what arrived in a turn is handled after the
+// poll, class by class, connections of a class taking turns by bytes, each class within a budget; then every connection
+// that queued something writes once. What is over the budget waits for the next turn, after new input was polled.
+
+import { Priority } from "./ports.ts"
+
+/** Cost of a packet beyond its bytes: handling a small one costs as much as copying this many bytes. */
+export const PACKET_COST = 192
+/** Cost that one connection may use before the next of its class has its turn. */
+export const TURN_QUANTUM = 16 * 1024
+/** Cost that each class may use in one loop turn. No class starves another: each has its own. */
+export const CLASS_BUDGETS: readonly number[] = [512 * 1024, 512 * 1024, 256 * 1024]
+/** A turn stops handing out packets after this time, whatever the budgets say (ms). */
+export const TURN_TIME_MS = 50
+
+/** What takes turns: a connection. */
+export interface TurnTaker {
+  readPriority: Priority
+  /** Handles packets for about `quantum` of cost. Returns the cost used; 0 or less than `quantum`: nothing is left. */
+  takeTurn(quantum: number): number
+  /** Writes what was queued. */
+  flush(): void
+}
+
+const classes: TurnTaker[][] = [[], [], []]
+let writers: TurnTaker[] = []
+let scheduled = false
+
+function schedule(): void {
+  if (scheduled) return
+  scheduled = true
+  setImmediate(run)
+}
+
+/** Asks for a turn of reading. To be called once until the turn came (takeTurn returning less than it was given). */
+export function wantTurn(taker: TurnTaker): void {
+  classes[taker.readPriority]!.push(taker)
+  schedule()
+}
+
+/** Asks for flush() at the end of this turn. To be called once until it came. */
+export function wantFlush(taker: TurnTaker): void {
+  writers.push(taker)
+  schedule()
+}
+
+function run(): void {
+  scheduled = false
+  const deadline = performance.now() + TURN_TIME_MS
+  for (const priority of [Priority.LIVENESS, Priority.RECORD, Priority.BULK]) {
+    if (classes[priority]!.length > 0) runClass(priority, CLASS_BUDGETS[priority]!, deadline)
+  }
+  const flushing = writers
+  writers = []
+  for (const writer of flushing) guarded(writer, flushOne)
+  if (writers.length > 0 || classes.some((takers) => takers.length > 0)) schedule()
+}
+
+/** Round robin over the takers that were there or came; those not served keep their places for the next turn. */
+function runClass(priority: Priority, budget: number, deadline: number): void {
+  const takers = classes[priority]!
+  let left = budget
+  let head = 0
+  while (head < takers.length && left > 0 && performance.now() < deadline) {
+    const taker = takers[head++]!
+    const used = guarded(taker, takeOne)
+    left -= used
+    if (used >= TURN_QUANTUM) takers.push(taker)
+  }
+  takers.splice(0, head)
+}
+
+const takeOne = (taker: TurnTaker): number => taker.takeTurn(TURN_QUANTUM)
+const flushOne = (taker: TurnTaker): number => {
+  taker.flush()
+  return 0
+}
+
+/** A handler that throws must not take other connections' turns with it: the error surfaces as an uncaught one. */
+function guarded(taker: TurnTaker, step: (taker: TurnTaker) => number): number {
+  try {
+    return step(taker)
+  } catch (error) {
+    queueMicrotask(() => {
+      throw error
+    })
+    return TURN_QUANTUM
+  }
+}
