@@ -1,7 +1,7 @@
 // IP addresses as text and bytes, and sock_addr, the 28-byte socket address of wire-protocol.md 5.14.
 // Text forms are those of inet_pton(3) and inet_ntop(3). Names are not resolved and nothing is looked up here.
 
-import { type Codec, type Reader, type Writer } from "./codec.ts"
+import type { Codec, Reader, Writer } from "./codec.ts"
 
 /**
  * `addr` is the numeric text of the address without port and zone, "" for "unspec" (no address). `scopeId` is an
@@ -137,8 +137,7 @@ function readSockAddr(r: Reader): SockAddr {
   const port = (bytes[at + 2]! << 8) | bytes[at + 3]!
   if (family === AF_INET) return { family: "inet", addr: formatIp4(bytes, at + 4), port, scopeId: 0 }
   if (family === AF_INET6) {
-    const scopeId =
-      (bytes[at + 24]! | (bytes[at + 25]! << 8) | (bytes[at + 26]! << 16) | (bytes[at + 27]! << 24)) >>> 0
+    const scopeId = (bytes[at + 24]! | (bytes[at + 25]! << 8) | (bytes[at + 26]! << 16) | (bytes[at + 27]! << 24)) >>> 0
     return { family: "inet6", addr: formatIp6(bytes, at + 8), port, scopeId }
   }
   if (family !== AF_UNSPEC) r.fail("EINVAL", `address family ${family}`, at)
@@ -146,7 +145,10 @@ function readSockAddr(r: Reader): SockAddr {
 }
 
 function writeSockAddr(w: Writer, value: SockAddr): void {
-  if (value.family === "unspec") return w.zeros(28)
+  if (value.family === "unspec") {
+    w.zeros(28)
+    return
+  }
   const ip = value.family === "inet" ? parseIp4(value.addr) : parseIp6(value.addr)
   if (ip === undefined) w.fail("EINVAL", `"${value.addr}" is not an ${value.family} address`)
   if (!(value.port >= 0 && value.port <= 0xffff)) w.fail("EINVAL", `port ${value.port}`)

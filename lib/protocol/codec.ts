@@ -120,7 +120,11 @@ export class Reader {
     const count = this.u32()
     this.advance(gap)
     if (count * elementSize > this.remaining) {
-      this.fail("EMSGSIZE", `${count} elements of at least ${elementSize} bytes announced, ${this.remaining} bytes left`, at)
+      this.fail(
+        "EMSGSIZE",
+        `${count} elements of at least ${elementSize} bytes announced, ${this.remaining} bytes left`,
+        at,
+      )
     }
     return count
   }
@@ -167,7 +171,8 @@ export class Writer {
   }
 
   private integer(value: number, min: number, max: number): void {
-    if (!(Number.isInteger(value) && value >= min && value <= max)) this.fail("EINVAL", `${value} is not in ${min}..${max}`)
+    if (!(Number.isInteger(value) && value >= min && value <= max))
+      this.fail("EINVAL", `${value} is not in ${min}..${max}`)
   }
 
   u8(value: number): void {
@@ -274,19 +279,64 @@ export function decodeExact<T>(codec: Codec<T>, bytes: Uint8Array): T {
   return value
 }
 
-function fixedCodec<T>(name: string, size: number, read: (r: Reader) => T, write: (w: Writer, value: T) => void): Codec<T> {
+function fixedCodec<T>(
+  name: string,
+  size: number,
+  read: (r: Reader) => T,
+  write: (w: Writer, value: T) => void,
+): Codec<T> {
   return { name, minSize: size, fixed: true, size: () => size, read, write }
 }
 
-export const u8: Codec<number> = fixedCodec("u8", 1, (r) => r.u8(), (w, v) => w.u8(v))
-export const u16: Codec<number> = fixedCodec("u16", 2, (r) => r.u16(), (w, v) => w.u16(v))
-export const u32: Codec<number> = fixedCodec("u32", 4, (r) => r.u32(), (w, v) => w.u32(v))
-export const i32: Codec<number> = fixedCodec("i32", 4, (r) => r.i32(), (w, v) => w.i32(v))
+export const u8: Codec<number> = fixedCodec(
+  "u8",
+  1,
+  (r) => r.u8(),
+  (w, v) => w.u8(v),
+)
+export const u16: Codec<number> = fixedCodec(
+  "u16",
+  2,
+  (r) => r.u16(),
+  (w, v) => w.u16(v),
+)
+export const u32: Codec<number> = fixedCodec(
+  "u32",
+  4,
+  (r) => r.u32(),
+  (w, v) => w.u32(v),
+)
+export const i32: Codec<number> = fixedCodec(
+  "i32",
+  4,
+  (r) => r.i32(),
+  (w, v) => w.i32(v),
+)
 /** Signed 64-bit integers that fit a number; others fail with EINVAL. */
-export const i64: Codec<number> = fixedCodec("i64", 8, (r) => r.i64(), (w, v) => w.i64(v))
-export const u64: Codec<Word64> = fixedCodec("u64", 8, (r) => r.u64(), (w, v) => w.u64(v))
-export const f64: Codec<number> = fixedCodec("f64", 8, (r) => r.f64(), (w, v) => w.f64(v))
-export const pid: Codec<number> = fixedCodec("pid", 4, (r) => r.i32(), (w, v) => w.i32(v))
+export const i64: Codec<number> = fixedCodec(
+  "i64",
+  8,
+  (r) => r.i64(),
+  (w, v) => w.i64(v),
+)
+export const u64: Codec<Word64> = fixedCodec(
+  "u64",
+  8,
+  (r) => r.u64(),
+  (w, v) => w.u64(v),
+)
+export const f64: Codec<number> = fixedCodec(
+  "f64",
+  8,
+  (r) => r.f64(),
+  (w, v) => w.f64(v),
+)
+export const pid: Codec<number> = fixedCodec(
+  "pid",
+  4,
+  (r) => r.i32(),
+  (w, v) => w.i32(v),
+)
 
 export const bool: Codec<boolean> = fixedCodec(
   "bool",
@@ -398,7 +448,10 @@ export const stringn: Codec<string | null> = {
     return length === 0 ? null : r.text(length)
   },
   write: (w, value) => {
-    if (value === null) return w.u32(0)
+    if (value === null) {
+      w.u32(0)
+      return
+    }
     const length = textLength(value)
     if (length < 0) w.fail("EINVAL", "text with a NUL or a stray surrogate")
     w.u32(length + 1)

@@ -14,6 +14,21 @@ export const ALIGNMENT = 8
 /** 8.7: the port when the services database has no ctdb/tcp. */
 export const DEFAULT_PORT = 4379
 
+/** 2.1: the operations. 6 is unused. */
+export const Operation = {
+  REQ_CALL: 0,
+  REPLY_CALL: 1,
+  REQ_DMASTER: 2,
+  REPLY_DMASTER: 3,
+  REPLY_ERROR: 4,
+  REQ_MESSAGE: 5,
+  REQ_CONTROL: 7,
+  REPLY_CONTROL: 8,
+  REQ_KEEPALIVE: 9,
+  REQ_TUNNEL: 10,
+} as const
+export type Operation = (typeof Operation)[keyof typeof Operation]
+
 /** 2.1: special values of destnode and srcnode. */
 export const CURRENT_NODE = 0xf0000001
 export const BROADCAST_ALL = 0xf0000002

@@ -4,13 +4,10 @@
 
 import { type SockAddr, sockAddr } from "./address.ts"
 import {
-  type Codec,
-  type Reader,
-  type ValueOf,
-  type Writer,
   array,
   arrayToEnd,
   bool,
+  type Codec,
   chars,
   datan,
   f64,
@@ -18,6 +15,7 @@ import {
   i32,
   padding,
   pid,
+  type Reader,
   stringn,
   struct,
   timeval,
@@ -25,6 +23,8 @@ import {
   u16,
   u32,
   u64,
+  type ValueOf,
+  type Writer,
 } from "./codec.ts"
 import { textLength } from "./text.ts"
 
