@@ -256,11 +256,6 @@ export interface ConfigFile {
  */
 export function parseConfig(content: string, source: string, etcDir: string, probe: FileProbe = diskProbe): ConfigFile {
   const { items, syntaxError } = parseIni(content)
-  if (syntaxError !== undefined) {
-    const { line, cause } = syntaxError
-    const fault: ConfigFault = { source, line, cause, kind: "syntax", stock: [] }
-    return { configuration: defaultConfiguration(), faults: [fault], warnings: [] }
-  }
   const faults: ConfigFault[] = []
   const warnings: ConfigWarning[] = []
   const values = new Map<OptionDescription, { readonly value: OptionValue; readonly line: number }>()
@@ -318,6 +313,11 @@ export function parseConfig(content: string, source: string, etcDir: string, pro
       continue
     }
     values.set(description, { value, line })
+  }
+  if (syntaxError !== undefined) {
+    const { line, cause } = syntaxError
+    faults.push({ source, line, cause, kind: "syntax", stock: [] })
+    return { configuration: defaultConfiguration(), faults, warnings }
   }
   const configuration = withValues(new Map([...values].map(([description, { value }]) => [description, value])))
   return { configuration, faults, warnings }

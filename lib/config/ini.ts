@@ -41,16 +41,17 @@ export function parseIni(text: string): IniFile {
     const logical = readLogicalLine(text, at)
     at = logical.next
     line += logical.physicalLines
-    if (first === "[") {
+    if (logical.text.startsWith("[")) {
       const close = logical.text.indexOf("]")
       if (close < 0) return fail(startLine, 'a section without "]"')
       items.push({ kind: "section", name: logical.text.slice(1, close), line: startLine })
       continue
     }
     const equals = logical.text.indexOf("=")
+    if (equals === 0) return fail(startLine, 'no option name before "="')
     const key = trimOne(equals < 0 ? logical.text : logical.text.slice(0, equals))
+    if (equals < 0 && key === "") continue
     const value = equals < 0 ? undefined : trimOne(logical.text.slice(equals + 1))
-    if (key === "") return fail(startLine, 'no option name before "="')
     items.push({ kind: "entry", key, value, line: startLine })
   }
   return { items, syntaxError: undefined }
