@@ -249,6 +249,8 @@ export interface Codec<T> {
   readonly fixed: boolean
   /** Reading takes everything up to the end of the payload. */
   readonly toEnd?: true
+  /** Of arrays: the codec of each element, for tests and tools that walk descriptions. */
+  readonly element?: Codec<unknown>
   size(value: T): number
   write(w: Writer, value: T): void
   read(r: Reader): T
@@ -502,6 +504,7 @@ export function array<T>(element: Codec<T>, gap = 0): Codec<readonly T[]> {
   const head = 4 + gap
   return {
     name: `${element.name}[]`,
+    element,
     minSize: head,
     fixed: false,
     size: (values) => head + sizeOfAll(element, values),
@@ -522,6 +525,7 @@ export function array<T>(element: Codec<T>, gap = 0): Codec<readonly T[]> {
 export function fixedArray<T>(element: Codec<T>, count: number): Codec<readonly T[]> {
   return {
     name: `${element.name}[${count}]`,
+    element,
     minSize: element.minSize * count,
     fixed: element.fixed,
     size: (values) => sizeOfAll(element, values),
@@ -542,6 +546,7 @@ export function arrayToEnd<T>(element: Codec<T>): Codec<readonly T[]> {
   requireElement(element)
   return {
     name: `${element.name}[...]`,
+    element,
     minSize: 0,
     fixed: false,
     toEnd: true,
