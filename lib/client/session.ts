@@ -218,7 +218,7 @@ export class Session {
   /**
    * Calls `handler` for every message to `srvid` (Srvid.ALL: for every message). Registered with the daemon once however
    * many handlers there are, as each registration brings a copy (client-library 15). `registered` tells how that went;
-   * without a connection it is not called, and attach() registers.
+   * whatever it says, the handler stays, and attach() registers it again.
    */
   onMessage(srvid: Word64, handler: MessageHandler, registered: (reply: ControlReply) => void = () => {}): Cancel {
     return this.listen(this.messageHandlers, "SRVID", srvid, handler, registered)
@@ -335,7 +335,7 @@ export class Session {
     if (known === undefined) {
       registry.add(registration)
       const control = kind === "SRVID" ? "REGISTER_SRVID" : "TUNNEL_REGISTER"
-      if (this.connection !== undefined) this.request(control, this.own(), { srvid: id }, registered)
+      this.request(control, this.own(), { srvid: id }, registered)
     } else this.scheduler.nextTurn(() => registered({ ok: true, status: 0, data: NO_DATA }))
     let active = true
     return {
