@@ -246,6 +246,8 @@ export interface ConfigWarning extends Fault {
 export interface ConfigFile {
   /** Values in effect if the faults are disregarded: those of bad lines are left at their defaults. */
   readonly configuration: Configuration
+  /** The options that the file sets to a good value, be it the default. */
+  readonly explicit: ReadonlySet<OptionDescription>
   readonly faults: readonly ConfigFault[]
   readonly warnings: readonly ConfigWarning[]
 }
@@ -259,6 +261,7 @@ export function parseConfig(content: string, source: string, etcDir: string, pro
   const faults: ConfigFault[] = []
   const warnings: ConfigWarning[] = []
   const values = new Map<OptionDescription, { readonly value: OptionValue; readonly line: number }>()
+  const explicit = new Set<OptionDescription>()
   let section: string | undefined
   for (const item of items) {
     const { line } = item
@@ -305,6 +308,7 @@ export function parseConfig(content: string, source: string, etcDir: string, pro
       const stock = `Configuration option [${section}] -> ${key} is deprecated`
       warnings.push({ source, line, cause: `"${key}" is deprecated, use "${description.deprecated}"`, stock })
     }
+    explicit.add(description)
     const earlier = values.get(description)
     if (earlier !== undefined && value === description.defaultValue) {
       // The stock parser drops a value that equals the default even if an earlier line set another (observed).
@@ -317,10 +321,10 @@ export function parseConfig(content: string, source: string, etcDir: string, pro
   if (syntaxError !== undefined) {
     const { line, cause } = syntaxError
     faults.push({ source, line, cause, kind: "syntax", stock: [] })
-    return { configuration: defaultConfiguration(), faults, warnings }
+    return { configuration: defaultConfiguration(), explicit: new Set(), faults, warnings }
   }
   const configuration = withValues(new Map([...values].map(([description, { value }]) => [description, value])))
-  return { configuration, faults, warnings }
+  return { configuration, explicit, faults, warnings }
 }
 
 function convert(type: OptionDescription["type"], valueText: string): OptionValue {
@@ -348,7 +352,7 @@ export function loadConfigFile(
   } catch (error) {
     const reason = errnoOf(error)
     const configuration = defaultConfiguration()
-    if (reason === "ENOENT") return { configuration, faults: [], warnings: [], missing: true }
+    if (reason === "ENOENT") return { configuration, explicit: new Set(), faults: [], warnings: [], missing: true }
     const fault: ConfigFault = {
       source: path,
       line: 0,
@@ -356,7 +360,7 @@ export function loadConfigFile(
       kind: "unreadable",
       stock: [],
     }
-    return { configuration, faults: [fault], warnings: [], missing: false }
+    return { configuration, explicit: new Set(), faults: [fault], warnings: [], missing: false }
   }
 }
 
@@ -367,12 +371,15 @@ export function loadConfigFile(
  */
 export function startConfiguration(file: ConfigFile): Parsed<{
   readonly configuration: Configuration
+  /** Number of the level to start with. */
+  readonly logLevel: number
   /** Unknown names, deprecated names and other things worth a line at WARNING. */
   readonly remarks: readonly Fault[]
 }> {
   const faults = file.faults.filter((fault) => fault.kind !== "unknown")
   if (faults.length > 0) return { ok: false, faults }
-  return { ok: true, value: { configuration: file.configuration, remarks: [...file.faults, ...file.warnings] } }
+  const remarks = [...file.faults, ...file.warnings]
+  return { ok: true, value: { configuration: file.configuration, logLevel: daemonLogLevel(file), remarks } }
 }
 
 export interface Reload {
@@ -404,13 +411,12 @@ export function clusterLock(configuration: Configuration): string | undefined {
 }
 
 /**
- * The main daemon's level: the option, but NOTICE if the file leaves it at its default, which the stock daemon shows as
- * ERROR and starts as NOTICE.
+ * The main daemon's level: the option if the file sets it, else NOTICE. (The table's default, which `dump` shows and the
+ * event daemon uses, is ERROR; observed.)
  */
-export function daemonLogLevel(configuration: Configuration): number {
-  const { logLevel } = configuration.logging
-  if (logLevel === optionTable.logging.logLevel.defaultValue) return LogLevel.NOTICE
-  return parseLogLevel(logLevel) ?? LogLevel.NOTICE
+export function daemonLogLevel(file: ConfigFile): number {
+  const set = [...file.explicit].some(({ section, key }) => section === "logging" && key === "log level")
+  return (set ? parseLogLevel(file.configuration.logging.logLevel) : undefined) ?? LogLevel.NOTICE
 }
 
 /** The database directories that a daemon needs and does not make; each fault's cause is the stock daemon's message. */

@@ -25,11 +25,14 @@ export interface Logger {
 const levelNames: readonly LogLevelName[] = ["ERROR", "WARNING", "NOTICE", "INFO", "DEBUG"]
 
 /**
- * The number of a level text: a decimal number 0 to 10, or a name or its beginning in any case (the first in the order
+ * The number of a level text: a decimal number 0 to 10 (text behind the digits is ignored), or a name or its beginning in any case (the first in the order
  * ERROR WARNING NOTICE INFO DEBUG wins). Undefined for anything else.
  */
 export function parseLogLevel(text: string): number | undefined {
-  if (/^[0-9]+$/.test(text)) return Number(text) <= LogLevel.DEBUG ? Number(text) : undefined
+  if (/^[0-9]/.test(text)) {
+    const number = Number.parseInt(text, 10)
+    return number <= LogLevel.DEBUG ? number : undefined
+  }
   if (text === "") return undefined
   const name = levelNames.find((candidate) => candidate.startsWith(text.toUpperCase()))
   return name === undefined ? undefined : LogLevel[name]
