@@ -53,11 +53,10 @@ export type LogLocation =
 
 /** A location text of `[logging] location`, undefined if it has none of the forms. Looks at no file. */
 export function parseLogLocation(text: string): LogLocation | undefined {
-  const colon = text.indexOf(":")
-  const kind = colon < 0 ? text : text.slice(0, colon)
-  const option = colon < 0 ? undefined : text.slice(colon + 1)
+  // Parts between runs of colons, the third and later ones ignored: a log file's path can't hold a colon (observed).
+  const [kind, option] = text.split(":").filter((part) => part !== "")
   if (kind === "file") {
-    return option === undefined || option === "" || option === "-" ? { kind: "stderr" } : { kind: "file", path: option }
+    return option === undefined || option === "-" ? { kind: "stderr" } : { kind: "file", path: option }
   }
   if (kind !== "syslog") return undefined
   if (option === undefined) return { kind: "syslog", transport: "libc" }
