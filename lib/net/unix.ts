@@ -15,7 +15,10 @@ export const CLIENT_CONNECTION: ConnectionOptions = {
 }
 
 export interface Listener {
-  /** Stops accepting. Accepted connections live on. The socket file stays, as the stock daemon's does. */
+  /**
+   * Stops accepting. Accepted connections live on. A Unix listener's file is removed; a process that ends without this
+   * leaves it behind, as the stock daemon does.
+   */
   close(): void
 }
 
