@@ -1,0 +1,257 @@
+// One table: opcode -> what this node does. Payloads are decoded and checked by the protocol's own table; here is only the
+// effect and the answer (data path page, section 16). Controls that are not in it are answered as unknown ones.
+
+import { logLevelName } from "../lib/config/log.ts"
+import { findTunable, tunableListText, tunablesToWords } from "../lib/config/tunables.ts"
+import { type Codec, decode, decodeExact, encode, ProtocolError } from "../lib/protocol/codec.ts"
+import { Capability, Errno, RunState, Srvid } from "../lib/protocol/constants.ts"
+import { type ControlName, controlByOpcode, controls, type ReplyOf, type RequestOf } from "../lib/protocol/controls.ts"
+import type { ReqControl } from "../lib/protocol/packet.ts"
+import type { Word64 } from "../lib/protocol/word64.ts"
+import type { Client } from "./clients.ts"
+import type { Node } from "./node.ts"
+import type { Answer, LocalClient } from "./routing.ts"
+import { isActive, socketAddress } from "./state.ts"
+import { addLatency } from "./statistics.ts"
+
+interface Context<N extends ControlName> {
+  readonly node: Node
+  readonly request: RequestOf<N>
+  readonly control: ReqControl
+  /** The client of this node that sent it; undefined if it came from elsewhere. */
+  readonly client: Client | undefined
+  /** For answers that come later. */
+  readonly answer: Answer
+}
+
+/** A status alone, a status of 0 with a payload, or "later": the handler answers itself. */
+type Result<N extends ControlName> = number | { readonly reply: ReplyOf<N> } | "later"
+
+type Handlers = { readonly [N in ControlName]?: (context: Context<N>) => Result<N> }
+
+const UNKNOWN_TUNABLE = -Errno.EINVAL
+const OBSOLETE_TUNABLE = 1
+const NOT_PUBLIC = 1
+
+const handlers: Handlers = {
+  PROCESS_EXISTS: ({ node, request: pid }) => {
+    const client = node.clients.ofProcess(pid)[0]
+    if (client === undefined) return -1
+    if (!isActive(node.state.self)) {
+      node.environment.log.notice(`Node is inactive: disconnecting client with pid ${pid}`)
+      node.environment.nextTurn(() => node.clients.disconnect(client))
+      return -1
+    }
+    return node.environment.processExists(pid) ? 0 : -1
+  },
+  STATISTICS: ({ node }) => ({ reply: node.statistics() }),
+  STATISTICS_RESET: ({ node }) => {
+    node.state.statistics.reset(node.environment.wallClock())
+    return 0
+  },
+  GET_STAT_HISTORY: ({ node }) => ({ reply: node.state.statistics.historyList() }),
+  PING: ({ node }) => node.clients.count,
+  GETVNNMAP: ({ node }) => ({ reply: { generation: node.state.generation, map: node.state.vnnMap } }),
+  SETVNNMAP: ({ node, request }) => (node.recovery.setVnnMap(request) ? 0 : -1),
+  GET_DEBUG: ({ node }) => ({ reply: node.environment.log.level }),
+  SET_DEBUG: ({ node, request: level }) => {
+    if (level < 0 || level > 10) return -1
+    node.environment.log.setLevel(level)
+    node.environment.log.notice(`Debug level set to ${logLevelName(level)}`)
+    return 0
+  },
+  GET_DBMAP: () => ({ reply: [] }),
+  GET_RECMODE: ({ node }) => node.state.recoveryMode,
+  SET_RECMODE: ({ node, request, answer }) => {
+    node.recovery.setMode(request, answer)
+    return "later"
+  },
+  REGISTER_SRVID: ({ node, client, control }) => {
+    if (client === undefined) return -1
+    const deliver = (data: Uint8Array, srvid: Word64) =>
+      node.clients.deliver(client, node.router.messageToClient(srvid, data))
+    return node.router.srvids.register(control.srvid, { owner: client, deliver }) ? 0 : -1
+  },
+  DEREGISTER_SRVID: ({ node, client, control }) => {
+    if (client === undefined) return -1
+    return node.router.srvids.deregister(control.srvid, client) ? 0 : Errno.ENOENT
+  },
+  DUMP_MEMORY: ({ node }) => ({ reply: node.memoryReport() }),
+  GET_PID: ({ node }) => node.environment.pid,
+  FREEZE: ({ node, answer }) => {
+    node.freeze.invalidate()
+    node.freeze.freeze((ok) => answer({ status: ok ? 0 : -1 }))
+    return "later"
+  },
+  GET_PNN: ({ node }) => node.state.pnn,
+  SHUTDOWN: ({ node }) => {
+    if (!node.state.shuttingDown) node.shutdown(0, "SHUTDOWN control received")
+    return 0
+  },
+  TCP_CLIENT: ({ client }) => (client === undefined ? -1 : 0),
+  TCP_ADD: () => -1,
+  TCP_ADD_DELAYED_UPDATE: () => -1,
+  TCP_REMOVE: () => 0,
+  TCP_CLIENT_DISCONNECTED: ({ client }) => (client === undefined ? -1 : 0),
+  TCP_CLIENT_PASSED: ({ client }) => (client === undefined ? -1 : 0),
+  GET_TCP_TICKLE_LIST: () => NOT_PUBLIC,
+  SET_TCP_TICKLE_LIST: () => NOT_PUBLIC,
+  STARTUP: () => 0,
+  SET_TUNABLE: ({ node, request: { name, value } }) => {
+    const tunable = name === null ? undefined : findTunable(name)
+    if (tunable === undefined) return -1
+    node.state.tunables[tunable.name] = value
+    if (!tunable.obsolete) return 0
+    node.environment.log.warning(`Setting obsolete tunable "${tunable.name}"`)
+    return OBSOLETE_TUNABLE
+  },
+  GET_TUNABLE: ({ node, request: name }) => {
+    const tunable = name === null ? undefined : findTunable(name)
+    return tunable === undefined ? UNKNOWN_TUNABLE : { reply: node.state.tunables[tunable.name] }
+  },
+  LIST_TUNABLES: () => ({ reply: tunableListText().split(":") }),
+  GET_ALL_TUNABLES: ({ node }) => ({ reply: decode(controls.GET_ALL_TUNABLES.reply, tunableWords(node)) }),
+  MODIFY_FLAGS: ({ node, request }) => (node.flags.modify(request) ? 0 : -1),
+  UPTIME: ({ node }) => ({
+    reply: {
+      currentTime: node.environment.wallClock(),
+      ctdbdStartTime: node.state.startTime,
+      lastRecoveryStarted: node.state.lastRecoveryStarted,
+      lastRecoveryFinished: node.state.lastRecoveryFinished,
+    },
+  }),
+  START_RECOVERY: ({ node, control, answer }) => {
+    node.recovery.start(control.srcnode, answer)
+    return "later"
+  },
+  END_RECOVERY: ({ node, answer }) => {
+    node.recovery.end(answer)
+    return "later"
+  },
+  RELOAD_NODES_FILE: ({ node }) => (node.reloadNodes() ? 0 : -1),
+  GET_NODES_FILE: ({ node }) => {
+    const nodes = node.environment.readNodes()
+    if (!nodes.ok) {
+      node.logFaults(nodes.faults)
+      return -1
+    }
+    return { reply: nodes.value.map((entry) => ({ pnn: entry.pnn, flags: entry.flags, addr: socketAddress(entry) })) }
+  },
+  GET_CAPABILITIES: ({ node }) => ({ reply: node.state.capabilities }),
+  SET_LMASTERROLE: ({ node, request }) => node.setCapability(Capability.LMASTER, request !== 0),
+  SET_RECMASTERROLE: ({ node, request }) => node.setCapability(Capability.RECMASTER, request !== 0),
+  START_PERSISTENT_UPDATE: ({ client }) => {
+    if (client === undefined) return -1
+    client.persistentUpdates++
+    return 0
+  },
+  CANCEL_PERSISTENT_UPDATE: ({ client }) => {
+    if (client === undefined || client.persistentUpdates === 0) return -1
+    client.persistentUpdates--
+    return 0
+  },
+  RECD_PING: ({ node }) => {
+    node.recoveryDaemon.pinged()
+    return 0
+  },
+  RECD_RECLOCK_LATENCY: ({ node, request: seconds }) => {
+    addLatency(node.state.statistics.now.reclock.recd, seconds)
+    const limitMs = node.state.tunables.RecLockLatencyMs
+    if (limitMs !== 0 && seconds * 1000 > limitMs) {
+      node.environment.log.warning(`High RECLOCK latency ${seconds.toFixed(6)}s for operation recd reclock`)
+    }
+    return 0
+  },
+  // A node without public addresses knows none, holds none and is told of none.
+  RELEASE_IP: () => 0,
+  TAKEOVER_IP: ({ node, request }) => (request.pnn === node.state.pnn ? 0 : -1),
+  GET_PUBLIC_IPS: () => ({ reply: [] }),
+  GET_PUBLIC_IP_INFO: () => -1,
+  GET_IFACES: () => ({ reply: [] }),
+  SET_IFACE_LINK_STATE: () => -1,
+  DEL_PUBLIC_IP: () => -1,
+  IPREALLOCATED: ({ node, answer }) => {
+    node.environment.runEvent("ipreallocated", "", node.state.tunables.EventScriptTimeout, (status) => {
+      if (status === 0) node.tellClients(Srvid.IPREALLOCATED)
+      answer({ status })
+    })
+    return "later"
+  },
+  START_IPREALLOCATE: ({ node, answer }) => {
+    if (node.state.runState < RunState.RUNNING) return 0
+    node.environment.runEvent("startipreallocate", "", node.state.tunables.EventScriptTimeout, (status) => {
+      if (status === 0) node.tellClients(Srvid.START_IPREALLOCATE)
+      answer({ status })
+    })
+    return "later"
+  },
+  GET_NODEMAP: ({ node }) => ({ reply: node.state.nodeMap() }),
+  GET_RECLOCK_FILE: ({ node }) => ({ reply: node.state.clusterLock ?? null }),
+  STOP_NODE: ({ node }) => {
+    node.flags.stop()
+    return 0
+  },
+  CONTINUE_NODE: ({ node }) => {
+    node.flags.continue()
+    return 0
+  },
+  DISABLE_NODE: ({ node }) => {
+    node.flags.disable()
+    return 0
+  },
+  ENABLE_NODE: ({ node }) => {
+    node.flags.enable()
+    return 0
+  },
+  SET_BAN_STATE: ({ node, request }) => (node.flags.setBanState(request) ? 0 : -1),
+  GET_BAN_STATE: ({ node }) => ({ reply: node.flags.banState() }),
+  REGISTER_NOTIFY: ({ client, request: { srvid, data } }) =>
+    client?.notifications.add(srvid, data.slice()) === true ? 0 : -1,
+  DEREGISTER_NOTIFY: ({ client, request }) => (client?.notifications.remove(request) === true ? 0 : -1),
+  GET_RUNSTATE: ({ node }) => ({ reply: node.state.runState }),
+  CHECK_PID_SRVID: ({ node, request: { pid, srvid } }) =>
+    node.clients.ofProcess(pid).some((client) => node.router.srvids.isRegistered(srvid, client)) ? 0 : -1,
+  TUNNEL_REGISTER: ({ node, client, control }) =>
+    client !== undefined && node.router.tunnels.register(control.srvid, client) ? 0 : -1,
+  TUNNEL_DEREGISTER: ({ node, client, control }) =>
+    client !== undefined && node.router.tunnels.deregister(control.srvid, client) ? 0 : -1,
+  ECHO_DATA: ({ request }) => ({ reply: request }),
+}
+
+/** Controls that this node answers with something of its own; the rest are refused as unknown ones. */
+export const implemented: ReadonlySet<ControlName> = new Set(Object.keys(handlers) as ControlName[])
+
+/** Runs a control on this node; `answer` is called once, now or later. */
+export function execute(node: Node, control: ReqControl, client: LocalClient | undefined, answer: Answer): void {
+  const row = controlByOpcode(control.opcode)
+  const handler = row === undefined ? undefined : handlers[row.name]
+  if (row === undefined || handler === undefined) {
+    node.environment.log.info(
+      row === undefined
+        ? `Unknown CTDB control opcode ${control.opcode}`
+        : `Control ${row.name} is not implemented${row.obsolete ? " any more" : ""}`,
+    )
+    answer({ status: -1 })
+    return
+  }
+  let request: unknown
+  try {
+    request = row.exact ? decodeExact(row.request, control.data) : decode(row.request, control.data)
+  } catch (error) {
+    if (!(error instanceof ProtocolError)) throw error
+    node.environment.log.error(`Invalid data in control ${row.name}: ${error.message}`)
+    answer({ status: -1 })
+    return
+  }
+  // The row and the handler have the same name, so their types belong together; TypeScript can't follow the index.
+  const run = handler as (context: Context<ControlName>) => Result<ControlName>
+  const context = { node, request, control, client: node.clientOf(client), answer } as Context<ControlName>
+  const result = run(context)
+  if (result === "later") return
+  if (typeof result === "number") answer({ status: result })
+  else answer({ status: 0, data: encode(row.reply as Codec<unknown>, result.reply) })
+}
+
+function tunableWords(node: Node): Uint8Array {
+  return new Uint8Array(Uint32Array.from(tunablesToWords(node.state.tunables)).buffer)
+}
