@@ -498,17 +498,21 @@ function requireElement(element: Codec<unknown>): void {
   if (element.minSize === 0 || element.toEnd) throw new TypeError(`${element.name} can't be an element`)
 }
 
-/** u32 count, `gap` bytes of padding, then the elements. The count is checked against the bytes left before use. */
-export function array<T>(element: Codec<T>, gap = 0): Codec<readonly T[]> {
+/**
+ * u32 count, `gap` bytes of padding, then the elements. The count is checked against the bytes left before use.
+ * `name` is for arrays that are structures of their own.
+ */
+export function array<T>(element: Codec<T>, gap = 0, name = `${element.name}[]`): Codec<readonly T[]> {
   requireElement(element)
   const head = 4 + gap
   return {
-    name: `${element.name}[]`,
+    name,
     element,
     minSize: head,
     fixed: false,
     size: (values) => head + sizeOfAll(element, values),
     read: (r) => {
+      if (r.field === "") r.field = "num"
       const values: T[] = []
       for (let left = r.count(element.minSize, gap); left > 0; left--) values.push(element.read(r))
       return values
@@ -542,10 +546,10 @@ export function fixedArray<T>(element: Codec<T>, count: number): Codec<readonly 
 }
 
 /** As many elements as fit in the rest of the payload; a part of an element at the end is ignored. */
-export function arrayToEnd<T>(element: Codec<T>): Codec<readonly T[]> {
+export function arrayToEnd<T>(element: Codec<T>, name = `${element.name}[...]`): Codec<readonly T[]> {
   requireElement(element)
   return {
-    name: `${element.name}[...]`,
+    name,
     element,
     minSize: 0,
     fixed: false,

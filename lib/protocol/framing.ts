@@ -2,6 +2,7 @@
 // header at an offset, as bits. Policy (drop the packet, close, tear the link down) is the reader's.
 
 import { ALIGNMENT, CTDB_MAGIC, CTDB_VERSION, HEADER_SIZE } from "./constants.ts"
+import { readU32 } from "./header.ts"
 
 /** Bits of checkHeader(); 0 means a whole packet with a good header is there. */
 export const HeaderFault = {
@@ -17,22 +18,17 @@ export const HeaderFault = {
   UNALIGNED: 0x20,
 } as const
 
-/** The packet's length word at `at`; 4 bytes must be there. */
-export function packetLength(view: DataView, at: number): number {
-  return view.getUint32(at, true)
-}
-
 /**
  * Checks the header at `at`, of which (and of what follows) `available` bytes are there. Faults are reported as soon as
  * the bytes that show them have arrived, together with INCOMPLETE while the packet is not there as a whole.
  */
-export function checkHeader(view: DataView, at: number, available: number): number {
+export function checkHeader(bytes: Uint8Array, at: number, available: number): number {
   if (available < 4) return HeaderFault.INCOMPLETE
-  const length = view.getUint32(at, true)
+  const length = readU32(bytes, at)
   if (length < HEADER_SIZE) return length === 0 ? HeaderFault.ZERO_LENGTH : HeaderFault.SHORT
   let faults = available < length ? HeaderFault.INCOMPLETE : 0
   if (length % ALIGNMENT !== 0) faults |= HeaderFault.UNALIGNED
-  if (available >= 8 && view.getUint32(at + 4, true) !== CTDB_MAGIC) faults |= HeaderFault.BAD_MAGIC
-  if (available >= 12 && view.getUint32(at + 8, true) !== CTDB_VERSION) faults |= HeaderFault.BAD_VERSION
+  if (available >= 8 && readU32(bytes, at + 4) !== CTDB_MAGIC) faults |= HeaderFault.BAD_MAGIC
+  if (available >= 12 && readU32(bytes, at + 8) !== CTDB_VERSION) faults |= HeaderFault.BAD_VERSION
   return faults
 }

@@ -1,9 +1,17 @@
 // The well-known messages of wire-protocol.md 7.1: srvid and payload of each. Who sends and who acts on them is the
 // page's third column and the daemon's business. Ranges (7.2) have payloads of their users and are not here.
 
-import { type Codec, data, i32, none, string, u32, type ValueOf } from "./codec.ts"
+import { type Codec, data, i32, none, string, struct, u32, type ValueOf } from "./codec.ts"
 import { Srvid } from "./constants.ts"
-import { disableMessage, electionMessage, nodeFlagChange, publicIp, recBuffer, srvidMessage } from "./structs.ts"
+import {
+  disableMessage,
+  electionMessage,
+  nodeFlagChange,
+  publicIp,
+  recBuffer,
+  serverId,
+  srvidMessage,
+} from "./structs.ts"
 import type { Word64 } from "./word64.ts"
 
 export interface Message<Payload = unknown> {
@@ -56,5 +64,11 @@ export function messageName(srvid: Word64): MessageName | undefined {
   return undefined
 }
 
-/** For messages on srvids of a client's own: the bytes as they are. */
-export const anyPayload: Codec<Uint8Array> = data
+/** 7.3: what smbd processes send each other; a node passes it on without looking at it. */
+export const sambaMessage = struct("samba_message", {
+  destination: serverId,
+  source: serverId,
+  type: u32,
+  payload: data,
+})
+export type SambaMessage = ValueOf<typeof sambaMessage>

@@ -1,9 +1,9 @@
-// The ten packets of wire-protocol.md section 3. decodePacket() and encodePacket() work on values; the functions named
-// packet*, set* and the offsets at the end read and rewrite a packet where it lies, for paths that must not allocate.
-// Payload structures (controls, messages) are not looked into here.
+// The ten packets of wire-protocol.md section 3 as values, decoded and encoded. header.ts reads and rewrites a packet where
+// it lies, for paths that must not allocate. Payload structures (controls, messages) are not looked into here.
 
 import { Reader, Writer } from "./codec.ts"
 import { ALIGNMENT, CTDB_MAGIC, CTDB_VERSION, HEADER_SIZE, Operation } from "./constants.ts"
+import { BODY_OFFSET } from "./header.ts"
 import { textLength } from "./text.ts"
 import type { Word64 } from "./word64.ts"
 
@@ -122,8 +122,6 @@ export type Packet =
  */
 export type Layout = "client" | "daemon"
 
-/** Where the variable part of each operation begins (section 3), by operation. */
-const BODY_OFFSET = [56, 40, 60, 56, 40, 44, 32, 60, 44, 40, 48] as const
 /** What a stock daemon sends at least (2.2), by operation. */
 const DAEMON_MINIMUM = [64, 48, 64, 64, 48, 48, 32, 64, 48, 40, 56] as const
 const NAMES = [
@@ -329,7 +327,7 @@ export function packetSize(p: Packet, layout: Layout): number {
     default:
       size += p.data.length
   }
-  const padded = (size + ALIGNMENT - 1) & -ALIGNMENT
+  const padded = size + (-size & (ALIGNMENT - 1))
   return layout === "daemon" ? Math.max(padded, DAEMON_MINIMUM[p.operation]) : padded
 }
 
@@ -472,83 +470,3 @@ export function writePacket(p: Packet, layout: Layout, bytes: Uint8Array, at: nu
   }
   w.zeros(w.end - w.offset)
 }
-
-// In place. `at` is where the packet starts in `view`; header functions need a packet that checkHeader() let pass,
-// those of an operation's fields one that checkBody() let pass.
-
-export const packetGeneration = (view: DataView, at: number): number => view.getUint32(at + 12, true)
-export const packetOperation = (view: DataView, at: number): number => view.getUint32(at + 16, true)
-export const packetDestnode = (view: DataView, at: number): number => view.getUint32(at + 20, true)
-export const packetSrcnode = (view: DataView, at: number): number => view.getUint32(at + 24, true)
-export const packetReqid = (view: DataView, at: number): number => view.getUint32(at + 28, true)
-
-export const setGeneration = (view: DataView, at: number, value: number): void => view.setUint32(at + 12, value, true)
-export const setDestnode = (view: DataView, at: number, value: number): void => view.setUint32(at + 20, value, true)
-export const setSrcnode = (view: DataView, at: number, value: number): void => view.setUint32(at + 24, value, true)
-export const setReqid = (view: DataView, at: number, value: number): void => view.setUint32(at + 28, value, true)
-
-/**
- * Whether the packet at `at`, all of whose bytes are there, has a known operation, all of its fixed fields, and inner
- * lengths that stay inside it. Says no more than that; decodePacket() names what is wrong.
- */
-export function checkBody(view: DataView, at: number): boolean {
-  const length = view.getUint32(at, true)
-  const operation = view.getUint32(at + 16, true)
-  if (operation === Operation.REQ_KEEPALIVE) return length === HEADER_SIZE || length >= 40
-  const body = BODY_OFFSET[operation]
-  if (body === undefined || operation === 6 || length < body) return false
-  // The sums can't overflow: both lengths are below 2^32 and numbers are exact to 2^53.
-  switch (operation) {
-    case Operation.REQ_CALL:
-    case Operation.REPLY_DMASTER:
-      return view.getUint32(at + 48, true) + view.getUint32(at + 52, true) <= length - body
-    case Operation.REQ_DMASTER:
-      return view.getUint32(at + 52, true) + view.getUint32(at + 56, true) <= length - body
-    case Operation.REPLY_CONTROL:
-      return view.getUint32(at + 36, true) + view.getUint32(at + 40, true) <= length - body
-    case Operation.REPLY_CALL:
-    case Operation.REPLY_ERROR:
-      return view.getUint32(at + 36, true) <= length - body
-    default:
-      // REQ_MESSAGE, REQ_CONTROL and REQ_TUNNEL: the length word is the last fixed field.
-      return view.getUint32(at + body - 4, true) <= length - body
-  }
-}
-
-/** 3.1, in place. The key lies at `at` + REQ_CALL_KEY, call data directly behind it. */
-export const REQ_CALL_KEY = 56
-export const callFlags = (view: DataView, at: number): number => view.getUint32(at + 32, true)
-export const callDbId = (view: DataView, at: number): number => view.getUint32(at + 36, true)
-export const callCallid = (view: DataView, at: number): number => view.getUint32(at + 40, true)
-export const packetHopcount = (view: DataView, at: number): number => view.getUint32(at + 44, true)
-export const callKeyLength = (view: DataView, at: number): number => view.getUint32(at + 48, true)
-export const callDataLength = (view: DataView, at: number): number => view.getUint32(at + 52, true)
-export const setHopcount = (view: DataView, at: number, value: number): void => view.setUint32(at + 44, value, true)
-export const setCallid = (view: DataView, at: number, value: number): void => view.setUint32(at + 40, value, true)
-
-/** 3.2, in place */
-export const REPLY_CALL_DATA = 40
-export const replyCallStatus = (view: DataView, at: number): number => view.getInt32(at + 32, true)
-export const replyCallDataLength = (view: DataView, at: number): number => view.getUint32(at + 36, true)
-
-/** 3.6, in place */
-export const REQ_MESSAGE_DATA = 44
-export const messageSrvidLo = (view: DataView, at: number): number => view.getUint32(at + 32, true)
-export const messageSrvidHi = (view: DataView, at: number): number => view.getUint32(at + 36, true)
-export const messageDataLength = (view: DataView, at: number): number => view.getUint32(at + 40, true)
-
-/** 3.7, in place */
-export const REQ_CONTROL_DATA = 60
-export const controlOpcode = (view: DataView, at: number): number => view.getUint32(at + 32, true)
-export const controlSrvidLo = (view: DataView, at: number): number => view.getUint32(at + 40, true)
-export const controlSrvidHi = (view: DataView, at: number): number => view.getUint32(at + 44, true)
-export const controlClientId = (view: DataView, at: number): number => view.getUint32(at + 48, true)
-export const controlFlags = (view: DataView, at: number): number => view.getUint32(at + 52, true)
-export const controlDataLength = (view: DataView, at: number): number => view.getUint32(at + 56, true)
-export const setClientId = (view: DataView, at: number, value: number): void => view.setUint32(at + 48, value, true)
-
-/** 3.8, in place */
-export const REPLY_CONTROL_DATA = 44
-export const replyControlStatus = (view: DataView, at: number): number => view.getInt32(at + 32, true)
-export const replyControlDataLength = (view: DataView, at: number): number => view.getUint32(at + 36, true)
-export const replyControlErrorLength = (view: DataView, at: number): number => view.getUint32(at + 40, true)

@@ -97,7 +97,7 @@ export const statistics = struct("statistics", {
 export type Statistics = ValueOf<typeof statistics>
 
 /** 5.3. The daemon answers with 100 entries, newest first, unused ones all zero. */
-export const statisticsList = array(statistics, 4)
+export const statisticsList = array(statistics, 4, "statistics_list")
 export type StatisticsList = ValueOf<typeof statisticsList>
 
 /** 5.4. `map[hash mod map.length]` is the PNN of a key's lmaster. */
@@ -107,7 +107,7 @@ export type VnnMap = ValueOf<typeof vnnMap>
 /** 5.5. `flags` are the database flags of constants.ts. */
 export const dbid = struct("dbid", { dbId: u32, flags: u8, gap: padding(3) })
 export type Dbid = ValueOf<typeof dbid>
-export const dbidMap = array(dbid)
+export const dbidMap = array(dbid, 0, "dbid_map")
 export type DbidMap = ValueOf<typeof dbidMap>
 
 /** 5.6, of obsolete controls. */
@@ -221,7 +221,7 @@ export type TraverseAllExt = ValueOf<typeof traverseAllExt>
 /** 5.15. `src` is the client, `dst` the server with the public address, in every use of the page's table. */
 export const connection = struct("connection", { src: sockAddr, dst: sockAddr })
 export type Connection = ValueOf<typeof connection>
-export const connectionList = array(connection)
+export const connectionList = array(connection, 0, "connection_list")
 export type ConnectionList = ValueOf<typeof connectionList>
 
 /** 5.16 */
@@ -342,13 +342,13 @@ export type Uptime = ValueOf<typeof uptime>
 /** 5.23. `pnn` 0xFFFFFFFF: not hosted. */
 export const publicIp = struct("public_ip", { pnn: u32, addr: sockAddr })
 export type PublicIp = ValueOf<typeof publicIp>
-export const publicIpList = array(publicIp)
+export const publicIpList = array(publicIp, 0, "public_ip_list")
 export type PublicIpList = ValueOf<typeof publicIpList>
 
 /** 5.25. `linkState` 0 down, 1 up; `references` is the number of public addresses on it. */
 export const iface = struct("iface", { name: chars(18), linkState: u16, references: u32 })
 export type Iface = ValueOf<typeof iface>
-export const ifaceList = array(iface)
+export const ifaceList = array(iface, 0, "iface_list")
 export type IfaceList = ValueOf<typeof ifaceList>
 
 /** 5.24. `activeIdx` is an index into `ifaces`, 0xFFFFFFFF for none. */
@@ -359,7 +359,7 @@ export type PublicIpInfo = ValueOf<typeof publicIpInfo>
 export const nodeAndFlags = struct("node_and_flags", { pnn: u32, flags: u32, addr: sockAddr })
 export type NodeAndFlags = ValueOf<typeof nodeAndFlags>
 /** 5.26. In PNN order, deleted nodes included. */
-export const nodeMap = array(nodeAndFlags)
+export const nodeMap = array(nodeAndFlags, 0, "node_map")
 export type NodeMap = ValueOf<typeof nodeMap>
 
 /** 5.27. `time` in seconds; 0 is not banned. */
@@ -486,7 +486,7 @@ const gLockType: Codec<number> = {
 export const gLock = struct("g_lock", { type: gLockType, gap: padding(4), sid: serverId })
 export type GLock = ValueOf<typeof gLock>
 /** 5.35. No count: as many as fit. */
-export const gLockList = arrayToEnd(gLock)
+export const gLockList = arrayToEnd(gLock, "g_lock_list")
 export type GLockList = ValueOf<typeof gLockList>
 
 /** 5.36, obsolete */
@@ -499,7 +499,7 @@ export const script = struct("script", {
   gap: padding(4),
 })
 export type Script = ValueOf<typeof script>
-export const scriptList = array(script, 4)
+export const scriptList = array(script, 4, "script_list")
 export type ScriptList = ValueOf<typeof scriptList>
 
 /** 2.1, for tools that print it; packet.ts reads headers in place. */

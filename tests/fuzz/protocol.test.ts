@@ -27,8 +27,9 @@ import {
   encodeEventdRequest,
 } from "../../lib/protocol/eventd.ts"
 import { checkHeader, HeaderFault } from "../../lib/protocol/framing.ts"
+import { checkBody } from "../../lib/protocol/header.ts"
 import { messageName, messages } from "../../lib/protocol/messages.ts"
-import { checkBody, decodePacket, encodePacket, Operation, type Packet } from "../../lib/protocol/packet.ts"
+import { decodePacket, encodePacket, Operation, type Packet } from "../../lib/protocol/packet.ts"
 import {
   bytesOf,
   captureVectors,
@@ -157,13 +158,12 @@ function payloadCodec(packet: Packet): Codec<unknown> | undefined {
 
 function runPacket(bytes: Uint8Array, at: number, end: number, replyCodec?: Codec<unknown>): void {
   const length = end - at
-  const view = new DataView(bytes.buffer)
-  const faults = checkHeader(view, at, length)
+  const faults = checkHeader(bytes, at, length)
   const packet = attempt(length, () => decodePacket(bytes, at, end))
   // The header check and the decoder are two readers of the same rules; they must agree.
   const whole = (faults & ~HeaderFault.UNALIGNED) === 0
   if (!whole && packet !== undefined) throw new Error("decoded in spite of a bad header")
-  if (whole && checkBody(view, at) !== (packet !== undefined)) throw new Error("checkBody and decodePacket disagree")
+  if (whole && checkBody(bytes, at) !== (packet !== undefined)) throw new Error("checkBody and decodePacket disagree")
   if (packet === undefined) {
     refused++
     return

@@ -5,9 +5,10 @@ import { isIPv4, isIPv6 } from "node:net"
 import fc from "fast-check"
 import { formatIp6, parseIp4, parseIp6, sameIp, sockAddrFrom } from "../../lib/protocol/address.ts"
 import { Operation, SEQNUM_KEY } from "../../lib/protocol/constants.ts"
-import { checkHeader, HeaderFault, packetLength } from "../../lib/protocol/framing.ts"
+import { checkHeader, HeaderFault } from "../../lib/protocol/framing.ts"
 import { databaseId, jenkinsHash, lmasterOf } from "../../lib/protocol/hash.ts"
-import * as packet from "../../lib/protocol/packet.ts"
+import * as header from "../../lib/protocol/header.ts"
+import { decodePacket, type Packet } from "../../lib/protocol/packet.ts"
 import { decodeText, textLength, writeText } from "../../lib/protocol/text.ts"
 import * as word64 from "../../lib/protocol/word64.ts"
 import { bytesOf, dbidVectors, hashVectors, packetVectors } from "./vectors.ts"
@@ -167,17 +168,17 @@ describe("checkHeader", () => {
     bytes.set(whole, at)
     const view = new DataView(bytes.buffer)
     change(view)
-    return view
+    return bytes
   }
 
   test("a good packet is incomplete until its last byte", () => {
-    const view = placed(() => {})
-    expect(packetLength(view, at)).toBe(whole.length)
+    const bytes = placed(() => {})
+    expect(header.lengthOf(bytes, at)).toBe(whole.length)
     for (let available = 0; available < whole.length; available++) {
-      expect(checkHeader(view, at, available)).toBe(HeaderFault.INCOMPLETE)
+      expect(checkHeader(bytes, at, available)).toBe(HeaderFault.INCOMPLETE)
     }
-    expect(checkHeader(view, at, whole.length)).toBe(0)
-    expect(checkHeader(view, at, whole.length + 100)).toBe(0)
+    expect(checkHeader(bytes, at, whole.length)).toBe(0)
+    expect(checkHeader(bytes, at, whole.length + 100)).toBe(0)
   })
 
   test("faults show as soon as their bytes are there", () => {
@@ -198,68 +199,82 @@ describe("checkHeader", () => {
 })
 
 describe("in place", () => {
-  const view = (name: string) => {
-    const bytes = bytesOf(packetVectors.find((vector) => vector.name === name)!.hex)
-    return new DataView(bytes.buffer)
-  }
-  const decoded = (v: DataView) => packet.decodePacket(new Uint8Array(v.buffer))
+  const named = (name: string) => bytesOf(packetVectors.find((vector) => vector.name === name)!.hex)
 
-  test("reads what decodePacket reads", () => {
-    const c = view("REQ_CALL readonly with calldata")
-    const call = decoded(c)
-    if (call.operation !== Operation.REQ_CALL) throw new Error("not a call")
-    expect([
-      packet.callFlags(c, 0),
-      packet.callDbId(c, 0),
-      packet.callCallid(c, 0),
-      packet.packetHopcount(c, 0),
-    ]).toEqual([call.flags, call.dbId, call.callid, call.hopcount])
-    expect([packet.callKeyLength(c, 0), packet.callDataLength(c, 0)]).toEqual([call.key.length, call.data.length])
-    expect([
-      packet.packetGeneration(c, 0),
-      packet.packetOperation(c, 0),
-      packet.packetDestnode(c, 0),
-      packet.packetSrcnode(c, 0),
-      packet.packetReqid(c, 0),
-    ]).toEqual([call.generation, call.operation, call.destnode, call.srcnode, call.reqid])
+  test("reads what decodePacket reads, at any offset", () => {
+    const call = named("REQ_CALL readonly with calldata")
+    const value = decodePacket(call)
+    if (value.operation !== Operation.REQ_CALL) throw new Error("not a call")
+    const shifted = new Uint8Array(call.length + 3)
+    shifted.set(call, 3)
+    for (const [packet, at] of [
+      [call, 0],
+      [shifted, 3],
+    ] as const) {
+      const inPlace = {
+        operation: header.operationOf(packet, at) as typeof Operation.REQ_CALL,
+        generation: header.generationOf(packet, at),
+        destnode: header.destnodeOf(packet, at),
+        srcnode: header.srcnodeOf(packet, at),
+        reqid: header.reqidOf(packet, at),
+        flags: header.callFlags(packet, at),
+        dbId: header.callDbId(packet, at),
+        callid: header.callCallid(packet, at),
+        hopcount: header.hopcountOf(packet, at),
+        key: packet.slice(at + header.REQ_CALL_KEY, at + header.REQ_CALL_KEY + header.callKeyLength(packet, at)),
+        data: packet.slice(
+          at + header.REQ_CALL_KEY + 3,
+          at + header.REQ_CALL_KEY + 3 + header.callDataLength(packet, at),
+        ),
+      }
+      expect(inPlace as Packet).toEqual(value)
+    }
 
-    const m = view("REQ_MESSAGE data")
-    expect([packet.messageSrvidLo(m, 0), packet.messageSrvidHi(m, 0), packet.messageDataLength(m, 0)]).toEqual([
-      4242, 0, 9,
-    ])
-    const k = view("REQ_CONTROL REGISTER_SRVID (no payload)")
-    expect([packet.controlOpcode(k, 0), packet.controlSrvidHi(k, 0), packet.controlSrvidLo(k, 0)]).toEqual([
+    const message = named("REQ_MESSAGE data")
+    expect([header.messageSrvidHi(message), header.messageSrvidLo(message)]).toEqual([0, 4242])
+    expect([header.messageDataLength(message), message[header.REQ_MESSAGE_DATA]]).toEqual([9, 0x61])
+    const control = named("REQ_CONTROL REGISTER_SRVID (no payload)")
+    expect([header.controlOpcode(control), header.controlSrvidHi(control), header.controlSrvidLo(control)]).toEqual([
       23, 0xf1010000, 0,
     ])
-    expect([packet.controlClientId(k, 0), packet.controlFlags(k, 0), packet.controlDataLength(k, 0)]).toEqual([0, 0, 0])
-    const r = view("REPLY_CALL")
-    expect([packet.replyCallStatus(r, 0), packet.replyCallDataLength(r, 0)]).toEqual([-1, 10])
-    const e = view("daemon REPLY_CONTROL error (text without NUL)")
-    expect([packet.replyControlStatus(e, 0), packet.replyControlDataLength(e, 0)]).toEqual([-1, 0])
-    expect(packet.replyControlErrorLength(e, 0)).toBe(22)
+    const startup = named("daemon REQ_CONTROL STARTUP")
+    expect([header.controlClientId(startup), header.controlFlags(startup), header.controlDataLength(startup)]).toEqual([
+      0, 1, 0,
+    ])
+    const reply = named("REPLY_CALL")
+    expect([header.replyCallStatus(reply), header.replyCallDataLength(reply)]).toEqual([-1, 10])
+    expect(reply[header.REPLY_CALL_DATA]).toBe(0x72)
+    const error = named("daemon REPLY_CONTROL error (text without NUL)")
+    expect([header.replyControlStatus(error), header.replyControlDataLength(error)]).toEqual([-1, 0])
+    expect([header.replyControlErrorLength(error), error[header.REPLY_CONTROL_DATA]]).toEqual([22, 0x63])
+    const path = named("REQ_CONTROL GETDBPATH")
+    expect(header.readU32(path, header.REQ_CONTROL_DATA)).toBe(2048514125)
   })
 
-  test("rewrites a header and nothing else", () => {
-    const v = view("REQ_CALL migrate")
-    const before = decoded(v)
-    packet.setGeneration(v, 0, 0xfffffffe)
-    packet.setDestnode(v, 0, 3)
-    packet.setSrcnode(v, 0, 2)
-    packet.setReqid(v, 0, 0)
-    packet.setHopcount(v, 0, 1)
-    packet.setCallid(v, 0, 0xff000003)
-    expect(decoded(v)).toEqual({
-      ...before,
-      generation: 0xfffffffe,
-      destnode: 3,
-      srcnode: 2,
-      reqid: 0,
-      hopcount: 1,
-      callid: 0xff000003,
-    } as packet.Packet)
-    const k = view("REQ_CONTROL GETDBPATH")
-    const control = decoded(k)
-    packet.setClientId(k, 0, 77)
-    expect(decoded(k)).toEqual({ ...control, clientId: 77 } as packet.Packet)
+  test("a packet too short for a hopcount has none", () => {
+    const message = named("REQ_MESSAGE empty").slice(0, 44)
+    expect(header.hopcountOf(message)).toBe(0)
+  })
+
+  test("rewrites a header and nothing else, at any offset", () => {
+    for (const at of [0, 5]) {
+      const whole = named("REQ_CALL migrate")
+      const bytes = new Uint8Array(at + whole.length)
+      bytes.set(whole, at)
+      const before = decodePacket(bytes, at)
+      header.putGeneration(bytes, 0xfffffffe, at)
+      header.putDestnode(bytes, 3, at)
+      header.putSrcnode(bytes, 2, at)
+      header.putReqid(bytes, 0, at)
+      header.putHopcount(bytes, 1, at)
+      header.putCallid(bytes, 0xff000003, at)
+      const fields = { generation: 0xfffffffe, destnode: 3, srcnode: 2, reqid: 0, hopcount: 1, callid: 0xff000003 }
+      expect(decodePacket(bytes, at)).toEqual({ ...before, ...fields } as Packet)
+      expect(bytes.subarray(0, at).toHex()).toBe("00".repeat(at))
+    }
+    const control = named("REQ_CONTROL GETDBPATH")
+    const before = decodePacket(control)
+    header.putClientId(control, 77)
+    expect(decodePacket(control)).toEqual({ ...before, clientId: 77 } as Packet)
   })
 })

@@ -20,7 +20,7 @@ class Recoder {
   /** `from` and `to` name the two ends, as far as reqids are unique between them. */
   check(hex: string, layout: Layout, from: string, to: string): void {
     const bytes = bytesOf(hex)
-    expect(checkHeader(new DataView(bytes.buffer), 0, bytes.length)).toBe(0)
+    expect(checkHeader(bytes, 0, bytes.length)).toBe(0)
     const packet = decodePacket(bytes)
     expect(encodePacket(packet, layout).toHex()).toBe(hex)
     this.checkPayload(packet, from, to)

@@ -18,9 +18,9 @@ import {
   eventdStatus,
   statusReply,
 } from "../../lib/protocol/eventd.ts"
-import { messages } from "../../lib/protocol/messages.ts"
+import { checkBody } from "../../lib/protocol/header.ts"
+import { messages, sambaMessage } from "../../lib/protocol/messages.ts"
 import {
-  checkBody,
   decodePacket,
   encodePacket,
   Operation,
@@ -109,7 +109,7 @@ function valuesOf(codec: Codec<unknown>): fc.Arbitrary<unknown> {
 }
 
 const named = new Map<string, Codec<unknown>>()
-for (const module of [basic, structs, { eventdRun, eventdStatus, eventdScript, statusReply }]) {
+for (const module of [basic, structs, { eventdRun, eventdStatus, eventdScript, statusReply, sambaMessage }]) {
   for (const value of Object.values(module) as readonly unknown[]) {
     if (typeof value === "object" && value !== null && "read" in value) {
       const codec = value as Codec<unknown>
@@ -210,7 +210,7 @@ describe("packets", () => {
             expect(view.getUint32(0, true)).toBe(encoded.length)
             expect(view.getUint32(4, true)).toBe(CTDB_MAGIC)
             if (layout === "daemon") expect(encoded.length).toBeGreaterThanOrEqual(minimum[name])
-            expect(checkBody(view, 0)).toBe(true)
+            expect(checkBody(encoded)).toBe(true)
             expect(decodePacket(encoded)).toEqual(value)
 
             // The same into a used buffer: padding is zeroed, nothing around is touched.

@@ -1,9 +1,13 @@
 // Every structure against the golden vectors: the listed fields give the listed bytes and the other way round, and no
 // structure decodes from fewer bytes than it needs.
 
-import { describe, expect, test } from "bun:test"
+import { describe, expect, expectTypeOf, test } from "bun:test"
+import type { SockAddr } from "../../lib/protocol/address.ts"
 import { decode, decodeExact, encode, ProtocolError, Reader } from "../../lib/protocol/codec.ts"
+import type { ReplyOf, RequestOf } from "../../lib/protocol/controls.ts"
+import type { PayloadOf } from "../../lib/protocol/messages.ts"
 import * as structs from "../../lib/protocol/structs.ts"
+import type { Word64 } from "../../lib/protocol/word64.ts"
 import { bytesOf, codecsByType, expectedValue, structVectors } from "./vectors.ts"
 
 describe("structure vectors", () => {
@@ -32,7 +36,7 @@ describe("structure vectors", () => {
         expect(error.offset).toBeGreaterThanOrEqual(0)
         expect(error.offset).toBeLessThanOrEqual(length)
         expect(error.message).toContain(error.structure)
-        if ("fields" in codec) expect(error.field).not.toBe("")
+        if ("fields" in codec || codec.element !== undefined) expect(error.field).not.toBe("")
       }
     })
 
@@ -79,6 +83,7 @@ describe("errors name their place", () => {
     code: string,
   ][] = [
     ["nested", () => decode(structs.uptime, new Uint8Array(20)), "timeval", "sec", 16, "EMSGSIZE"],
+    ["list", () => decode(structs.nodeMap, bytesOf("02000000")), "node_map", "num", 0, "EMSGSIZE"],
     ["count", () => decode(structs.vnnMap, bytesOf("01000000ffffffff00000000")), "vnn_map", "map", 4, "EMSGSIZE"],
     ["bool", () => decode(structs.dbVacuum, bytesOf("0100000002")), "db_vacuum", "fullVacuumRun", 4, "EINVAL"],
     ["lock type", () => decode(structs.gLock, new Uint8Array(32).fill(2)), "g_lock", "type", 0, "EPROTO"],
@@ -142,4 +147,17 @@ describe("encoders refuse what a field can't hold", () => {
   test("an empty var_list still has its NUL, as length 0 crashes the stock tool", () => {
     expect(encode(structs.varList, []).toHex()).toBe("0100000000")
   })
+})
+
+test("types follow from descriptions (checked by the compiler)", () => {
+  type FlagChange = { readonly pnn: number; readonly newFlags: number; readonly oldFlags: number }
+  expectTypeOf<structs.NodeFlagChange>().toEqualTypeOf<FlagChange>()
+  expectTypeOf<structs.VnnMap>().toEqualTypeOf<{ readonly generation: number; readonly map: readonly number[] }>()
+  expectTypeOf<structs.NodeMap>().toEqualTypeOf<readonly structs.NodeAndFlags[]>()
+  expectTypeOf<structs.NodeAndFlags["addr"]>().toEqualTypeOf<SockAddr>()
+  expectTypeOf<structs.SrvidMessage>().toEqualTypeOf<{ readonly pnn: number; readonly srvid: Word64 }>()
+  expectTypeOf<RequestOf<"SET_BAN_STATE">>().toEqualTypeOf<structs.BanState>()
+  expectTypeOf<RequestOf<"GET_PNN">>().toEqualTypeOf<undefined>()
+  expectTypeOf<ReplyOf<"GETDBPATH">>().toEqualTypeOf<string | null>()
+  expectTypeOf<PayloadOf<"ELECTION">>().toEqualTypeOf<structs.ElectionMessage>()
 })
