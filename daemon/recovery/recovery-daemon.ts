@@ -9,6 +9,7 @@ import { Capability, CURRENT_NODE, RecoveryMode, Srvid } from "../../lib/protoco
 import { controls } from "../../lib/protocol/controls.ts"
 import { type DisableMessage, disableMessage, nodeFlagChange, srvidMessage } from "../../lib/protocol/structs.ts"
 import { equal, type Word64, ZERO64 } from "../../lib/protocol/word64.ts"
+import { EAGAIN } from "../../lib/sys/errno.ts"
 import { type LeaderSettings, Leadership } from "../cluster/leader.ts"
 import type { RecoveryEnvironment } from "../environment.ts"
 import { Operation } from "./operation.ts"
