@@ -53,6 +53,27 @@ describe("text", () => {
     )
   })
 
+  test("what only looks like UTF-8 is kept byte by byte", () => {
+    // A surrogate, overlong forms, a value above U+10FFFF, a cut sequence, a lone continuation; each after a good letter.
+    for (const hex of [
+      "61eda080",
+      "61edb2a9",
+      "61c080",
+      "61c1bf",
+      "61e09fbf",
+      "61f08fbfbf",
+      "61f4908080",
+      "61e282",
+      "6180",
+    ]) {
+      const bytes = bytesOf(hex)
+      const text = decodeText(bytes, 0, bytes.length)
+      expect(text).toBe(`a${Array.from(bytes.subarray(1), (byte) => String.fromCharCode(0xdc00 + byte)).join("")}`)
+    }
+    const mixed = bytesOf("c3a9ffe282ac")
+    expect(decodeText(mixed, 0, mixed.length)).toBe("é\udcff€")
+  })
+
   test("UTF-8 is the platform's", () => {
     fc.assert(
       fc.property(fc.string({ unit: "binary", maxLength: 20 }), (text) => {

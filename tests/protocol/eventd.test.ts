@@ -89,6 +89,14 @@ describe("bad input", () => {
     expect(decodeEventdRequest(longer)).toEqual(decodeEventdRequest(run))
   })
 
+  test("a string that ends beyond the packet's length is refused, whatever follows the packet", () => {
+    const shorter = run.slice()
+    new DataView(shorter.buffer).setUint32(0, run.length - 1, true)
+    expect(() => decodeEventdRequest(shorter)).toThrow("eventd_run.flags")
+    new DataView(shorter.buffer).setUint32(0, 21, true)
+    expect(() => decodeEventdRequest(shorter)).toThrow("eventd_run.component")
+  })
+
   test("an unknown command and an unknown action are refused", () => {
     const command = run.slice()
     command[12] = 4

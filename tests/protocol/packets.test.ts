@@ -273,6 +273,45 @@ describe("control vectors", () => {
   })
 })
 
+describe("the table of controls is the page's", () => {
+  const opcodes = (trait: keyof Control) =>
+    Object.values(controls as Record<string, Control>)
+      .filter((row) => row[trait] === true)
+      .map((row) => row.opcode)
+      .sort((a, b) => a - b)
+  const range = (first: number, last: number) => Array.from({ length: last - first + 1 }, (_, i) => first + i)
+
+  test("obsolete", () => {
+    expect(opcodes("obsolete")).toEqual([
+      ...[10, 11, 13, 14, 19, 31, 32, 34, 37, 42, 43, 51, 54],
+      ...range(57, 60),
+      ...[62, 65, 66, 75, 76, 79],
+      ...range(81, 86),
+      ...[96, 100, 103, 107, 108, 111, 112, 113, 116, 117, 118, 130, 136],
+    ])
+  })
+
+  test("payload not checked for its exact size, of those that are not obsolete", () => {
+    const loose = Object.values(controls as Record<string, Control>)
+      .filter((row) => !row.exact && !row.obsolete)
+      .map((row) => row.opcode)
+    expect(loose).toEqual([
+      ...[6, 15, 18, 22, 23, 24, 30, 35, 36, 48, 49, 50, 56, 61, 63, 69, 70, 71, 74, 80],
+      ...[119, 139, 150, 152, 153, 154, 156, 162],
+    ])
+  })
+
+  test("status is the result; srvid is the argument; newest only", () => {
+    expect(opcodes("statusIsValue")).toEqual([3, 15, 30, 35])
+    expect(opcodes("srvid")).toEqual([23, 24, 152, 153])
+    expect(opcodes("newest")).toEqual([159, 160, 161, 162])
+  })
+
+  test("answered later", () => {
+    expect(opcodes("async")).toEqual([16, 33, 63, 70, 71, 88, 89, 119, 134, 137, 141, 155, 161])
+  })
+})
+
 describe("encoders never emit garbage", () => {
   const head = { generation: 1, destnode: 0, srcnode: 1, reqid: 7 }
   const call = { operation: Operation.REQ_CALL, ...head, flags: 0, dbId: 1, callid: 1, hopcount: 0 } as const

@@ -106,6 +106,19 @@ describe("errors name their place", () => {
     })
   }
 
+  test("a hot key's size counts with all its 64 bits", () => {
+    const bytes = bytesOf(structVectors.find(({ name }) => name === "db_statistics")!.hex)
+    const lastSlot = 224 + 9 * 24
+    new DataView(bytes.buffer).setUint32(lastSlot + 20, 1, true)
+    const error = failure(() => decode(structs.dbStatistics, bytes))
+    expect([error.code, error.structure, error.field, error.offset]).toEqual([
+      "EMSGSIZE",
+      "db_statistics",
+      "hotKeys",
+      lastSlot + 16,
+    ])
+  })
+
   test("a field after a nested structure is blamed on the outer one", () => {
     const error = failure(() => decode(structs.electionMessage, new Uint8Array(26)))
     expect([error.structure, error.field, error.offset]).toEqual(["election_message", "pnn", 24])
