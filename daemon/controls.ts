@@ -128,14 +128,21 @@ const handlers: Handlers = {
     node.recovery.end(answer)
     return "later"
   },
-  RELOAD_NODES_FILE: ({ node }) => (node.reloadNodes() ? 0 : -1),
-  GET_NODES_FILE: ({ node }) => {
-    const nodes = node.environment.readNodes()
-    if (!nodes.ok) {
-      node.logFaults(nodes.faults)
-      return -1
-    }
-    return { reply: nodes.value.map((entry) => ({ pnn: entry.pnn, flags: entry.flags, addr: socketAddress(entry) })) }
+  RELOAD_NODES_FILE: ({ node, answer }) => {
+    node.reloadNodes((ok) => answer({ status: ok ? 0 : -1 }))
+    return "later"
+  },
+  GET_NODES_FILE: ({ node, answer }) => {
+    node.environment.readNodes((nodes) => {
+      if (!nodes.ok) {
+        node.logFaults(nodes.faults)
+        answer({ status: -1 })
+        return
+      }
+      const list = nodes.value.map((entry) => ({ pnn: entry.pnn, flags: entry.flags, addr: socketAddress(entry) }))
+      answer({ status: 0, data: encode(controls.GET_NODES_FILE.reply, list) })
+    })
+    return "later"
   },
   GET_CAPABILITIES: ({ node }) => ({ reply: node.state.capabilities }),
   SET_LMASTERROLE: ({ node, request }) => node.setCapability(Capability.LMASTER, request !== 0),

@@ -15,8 +15,11 @@ export interface ProcessEnvironment extends Scheduler {
   /** A uniformly distributed unsigned 32-bit number. */
   randomU32(): number
   readonly log: Logger
-  /** Reads the nodes list afresh. An unreadable or wrong list is a value, since a reload must survive it. */
-  readNodes(): Parsed<readonly ListedNode[]>
+  /**
+   * Reads the nodes list afresh, without holding up the loop: it may be the output of a command. An unreadable or wrong
+   * list is a value, since a reload must survive it. `done` is called once, in this turn or later.
+   */
+  readNodes(done: (nodes: Parsed<readonly ListedNode[]>) => void): void
   readonly clusterLock: ClusterLockPort
   /** Ends this process with that status, after what was queued to sockets and logs has left. */
   exit(status: number): void

@@ -1,7 +1,8 @@
 // A node: builds the rooms of the main daemon over one state, and takes it from start to RUNNING to its end. The order of
 // the steps is the stock daemon's (cluster page 1.2, 1.11), as peers and scripts see it.
 
-import { type Fault, faultText } from "../lib/config/fault.ts"
+import { type Fault, faultText, type Parsed } from "../lib/config/fault.ts"
+import type { ListedNode } from "../lib/config/nodes-file.ts"
 import type { Tunables } from "../lib/config/tunables.ts"
 import type { PacketConnection, PacketHandler, PeerCredentials } from "../lib/net/ports.ts"
 import { Capability, INVALID_GENERATION, NodeFlag, RunState, Srvid } from "../lib/protocol/constants.ts"
@@ -114,15 +115,15 @@ export class Node {
       if (status !== 0) this.fail(new StartError("Failed to run init event", 1))
       else {
         environment.notify("init")
-        this.join(settings)
+        environment.readNodes((nodes) => this.join(nodes, settings))
       }
     })
   }
 
-  private join(settings: NodeSettings): void {
+  private join(nodes: Parsed<readonly ListedNode[]>, settings: NodeSettings): void {
     const { state, environment } = this
     try {
-      this.loadNodes()
+      this.loadNodes(nodes)
       this.findSelf(settings.nodeAddress)
     } catch (error) {
       if (!(error instanceof StartError)) throw error
@@ -172,8 +173,7 @@ export class Node {
     this.environment.exit(error.status)
   }
 
-  private loadNodes(): void {
-    const nodes = this.environment.readNodes()
+  private loadNodes(nodes: Parsed<readonly ListedNode[]>): void {
     if (!nodes.ok) {
       this.logFaults(nodes.faults)
       throw new StartError("Failed to load nodes list", 1)
@@ -208,9 +208,12 @@ export class Node {
    * RELOAD_NODES_FILE: takes the list over as far as it changed. An unreadable list changes nothing; a stock daemon ends
    * here, and takes its clients with it.
    */
-  reloadNodes(): boolean {
+  reloadNodes(done: (ok: boolean) => void): void {
+    this.environment.readNodes((nodes) => done(this.takeOver(nodes)))
+  }
+
+  private takeOver(nodes: Parsed<readonly ListedNode[]>): boolean {
     const { state, environment } = this
-    const nodes = environment.readNodes()
     if (!nodes.ok) {
       this.logFaults(nodes.faults)
       environment.log.error("Nodes list can't be read: keeping the one in use")

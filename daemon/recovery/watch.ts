@@ -3,6 +3,8 @@
 // and the conversation with the daemon belong to recovery-daemon.ts.
 
 import type { ControlReply, Session } from "../../lib/client/session.ts"
+import type { Parsed } from "../../lib/config/fault.ts"
+import type { ListedNode } from "../../lib/config/nodes-file.ts"
 import { tunablesFromWords } from "../../lib/config/tunables.ts"
 import { ProtocolError } from "../../lib/protocol/codec.ts"
 import { BROADCAST_CONNECTED, Capability, NodeFlag, RecoveryMode, Srvid } from "../../lib/protocol/constants.ts"
@@ -176,7 +178,10 @@ export class Watch {
     for (const pnn of this.comparedLists) if (!connected.includes(pnn)) this.comparedLists.delete(pnn)
     const fresh = connected.filter((pnn) => !this.comparedLists.has(pnn))
     if (fresh.length === 0) return
-    const listed = this.environment.readNodes()
+    const listed = (yield (resume) => {
+      this.environment.readNodes(resume)
+      return () => {}
+    }) as Parsed<readonly ListedNode[]>
     if (!listed.ok) return
     for (const [pnn, reply] of yield* askNodes(this.session, "GET_NODES_FILE", fresh, PROBE_MS)) {
       const theirs = readReply("GET_NODES_FILE", reply)
@@ -206,10 +211,6 @@ export class Watch {
     maps.set(session.pnn, own.nodeMap)
 
     if (!(yield* this.spreadFlags(maps, excluded))) return
-    const listed = environment.readNodes()
-    if (listed.ok && listed.value.length !== own.nodeMap.length) {
-      environment.log.notice("Nodes list has another length than the node map: it was not reloaded yet")
-    }
     const waiting = others.filter((pnn) => !members.has(pnn) && !excluded.has(pnn))
     if (waiting.length > 0) {
       environment.log.notice(`Node ${waiting.join(", ")} did not answer in time`)

@@ -280,7 +280,7 @@ export class Host {
       wallClock: () => world.wallClock(),
       randomU32: () => world.random.u32(),
       log: world.logger(process.name),
-      readNodes: () => ({ ok: true, value: world.nodesList() }),
+      readNodes: (done) => done({ ok: true, value: world.nodesList() }),
       clusterLock: {
         take: (_lock, timeoutMs, done, onLost) => world.takeLock(process, timeoutMs, done, onLost),
       },
