@@ -125,6 +125,7 @@ describe("addresses", () => {
       "1:0:2:3:4:5:6:7": "1:0:2:3:4:5:6:7",
       "0:0:0:0:0:ffff:102:304": "::ffff:1.2.3.4",
       "0:0:0:0:0:0:102:304": "::1.2.3.4",
+      "0:0:0:0:0:1:102:304": "::1:102:304",
       "FE80:0:0:0:0:0:0:0": "fe80::",
     }
     for (const [text, printed] of Object.entries(cases)) expect(formatIp6(parseIp6(text)!)).toBe(printed)

@@ -125,6 +125,11 @@ describe("errors name their place", () => {
   })
 })
 
+test("the last byte of a name field is taken as NUL whatever it is", () => {
+  const bytes = new Uint8Array(24).fill(0x65)
+  expect(decode(structs.iface, bytes).name).toBe("e".repeat(17))
+})
+
 describe("encoders refuse what a field can't hold", () => {
   const cases: readonly [name: string, run: () => unknown, structure: string, field: string][] = [
     ["negative u32", () => encode(structs.banState, { pnn: -1, time: 0 }), "ban_state", "pnn"],
