@@ -1,0 +1,308 @@
+// Where the bytes of a map live: a shared file mapping, plain memory, or the private copy-on-write view that a transaction works
+// in. All three show the map (header copy B first in a mutex file) as one Int32Array and one Uint8Array over the same memory.
+// Nothing here knows records or locks.
+
+import { ENOSPC, SysError } from "../sys/errno.ts"
+import {
+  allocateFile,
+  closeFile,
+  discardCopies,
+  fileSize,
+  mapPrivate,
+  mapShared,
+  mapZeroOver,
+  PAGE_SIZE,
+  releaseView,
+  syncFileData,
+  syncMapping,
+  touchFile,
+  truncateFile,
+  unmap,
+  viewMemory,
+  writeAt,
+} from "../sys/memory.ts"
+import { MAP_SIZE_MAX, PAD, roundUp } from "./format.ts"
+
+/** One view of a map. `words` and `bytes` may be longer than `size`; nothing behind `size` may be touched. */
+export interface Space {
+  readonly words: Int32Array
+  readonly bytes: Uint8Array
+  /** Bytes of the map that exist. */
+  readonly size: number
+}
+
+export interface Backing extends Space {
+  /** Look again how large the map is: others may have grown it. `words` and `bytes` may be replaced. */
+  refresh(): void
+  /** Make the map `size` bytes long, zero filled. Raises SysError ENOSPC, having undone a partial growth. */
+  grow(size: number): void
+  /** Cut everything and start over with `size` zero bytes. */
+  reset(size: number): void
+  /** All stores so far are on the disk when this returns. */
+  sync(): void
+  /** Set the modification time. */
+  touch(): void
+  /** A private copy-on-write view of the whole map. */
+  openPrivate(): PrivateSpace
+  close(): void
+}
+
+/** A transaction's view: stores stay in it. */
+export interface PrivateSpace extends Space {
+  /** Make it longer, zero filled. */
+  grow(size: number): void
+  /** Forget all changes in the given pages (numbers of pages with stores) and any growth: show the map as it is now. */
+  discard(pages: readonly number[]): void
+  close(): void
+}
+
+// Windows reach behind the file, so that growth seldom needs a new mapping. They cost address space only.
+const WINDOW_MIN = 16 * 1024 * 1024
+const WINDOW_MAX = 0x100000000
+
+function windowFor(size: number): number {
+  return Math.min(WINDOW_MAX, Math.max(WINDOW_MIN, roundUp(size * 2, WINDOW_MIN)))
+}
+
+interface Window {
+  readonly address: number
+  readonly length: number
+  readonly buffer: ArrayBuffer
+}
+
+/** The map of a file, from file offset `base` on. Never unmaps before close, so that an older view stays valid. */
+export class FileBacking implements Backing {
+  words = new Int32Array(0)
+  bytes = new Uint8Array(0)
+  size = 0
+  private windows: Window[] = []
+
+  constructor(
+    readonly fd: number,
+    readonly path: string,
+    readonly base: number,
+    readonly writable: boolean,
+  ) {
+    this.refresh()
+  }
+
+  refresh(): void {
+    const size = fileSize(this.fd) - this.base
+    if (size > MAP_SIZE_MAX) throw new SysError("mmap", 27, `${this.path}: map of ${size} bytes`)
+    this.size = Math.max(0, size)
+    if (this.size > this.bytes.length || this.windows.length === 0) this.addWindow()
+  }
+
+  private addWindow(): void {
+    const length = windowFor(this.size)
+    const address = mapShared(this.fd, length, this.base, this.writable)
+    const buffer = viewMemory(address, length)
+    this.windows.push({ address, length, buffer })
+    this.words = new Int32Array(buffer)
+    this.bytes = new Uint8Array(buffer)
+  }
+
+  grow(size: number): void {
+    const from = this.base + this.size
+    const errno = allocateFile(this.fd, from, size - this.size)
+    if (errno === ENOSPC) {
+      truncateFile(this.fd, from)
+      throw new SysError("posix_fallocate", errno, this.path)
+    }
+    if (errno !== 0) this.growByWriting(from, this.base + size)
+    this.refresh()
+  }
+
+  // For file systems without fallocate: real blocks now rather than a SIGBUS on a full disk later.
+  private growByWriting(from: number, to: number): void {
+    const pad = new Uint8Array(8192).fill(PAD & 0xff)
+    try {
+      truncateFile(this.fd, to)
+      for (let at = from; at < to; at += pad.length)
+        writeAt(this.fd, pad.subarray(0, Math.min(pad.length, to - at)), at)
+    } catch (error) {
+      truncateFile(this.fd, from)
+      throw error
+    }
+  }
+
+  reset(size: number): void {
+    truncateFile(this.fd, this.base)
+    truncateFile(this.fd, this.base + size)
+    this.refresh()
+  }
+
+  sync(): void {
+    syncFileData(this.fd)
+    const window = this.windows[this.windows.length - 1]!
+    if (this.size > 0) syncMapping(window.address, this.size)
+  }
+
+  touch(): void {
+    touchFile(this.fd)
+  }
+
+  openPrivate(): PrivateSpace {
+    return new PrivateFileSpace(this)
+  }
+
+  close(): void {
+    this.words = new Int32Array(0)
+    this.bytes = new Uint8Array(0)
+    this.size = 0
+    for (const window of this.windows) {
+      releaseView(window.buffer)
+      unmap(window.address, window.length)
+    }
+    this.windows = []
+    closeFile(this.fd)
+  }
+}
+
+class PrivateFileSpace implements PrivateSpace {
+  words: Int32Array
+  bytes: Uint8Array
+  size: number
+  private address: number
+  private length: number
+  private buffer: ArrayBuffer
+  // Start of the zero memory that stands for growth, 0 when there is none.
+  private grownFrom = 0
+
+  constructor(private readonly file: FileBacking) {
+    this.size = file.size
+    this.length = windowFor(file.size)
+    this.address = mapPrivate(file.fd, this.length, file.base)
+    this.buffer = viewMemory(this.address, this.length)
+    this.words = new Int32Array(this.buffer)
+    this.bytes = new Uint8Array(this.buffer)
+  }
+
+  private replace(length: number): void {
+    const address = mapPrivate(this.file.fd, length, this.file.base)
+    const buffer = viewMemory(address, length)
+    releaseView(this.buffer)
+    unmap(this.address, this.length)
+    this.address = address
+    this.length = length
+    this.buffer = buffer
+    this.words = new Int32Array(buffer)
+    this.bytes = new Uint8Array(buffer)
+  }
+
+  grow(size: number): void {
+    if (size > this.length) {
+      // A larger window: carry the private contents over.
+      const old = {
+        address: this.address,
+        length: this.length,
+        buffer: this.buffer,
+        bytes: this.bytes,
+        size: this.size,
+      }
+      const length = windowFor(size)
+      this.address = mapPrivate(this.file.fd, length, this.file.base)
+      this.length = length
+      this.buffer = viewMemory(this.address, length)
+      this.words = new Int32Array(this.buffer)
+      this.bytes = new Uint8Array(this.buffer)
+      const fileEnd = roundUp(this.file.size, PAGE_SIZE)
+      mapZeroOver(this.address + fileEnd, roundUp(size, PAGE_SIZE) - fileEnd)
+      this.grownFrom = fileEnd
+      this.bytes.set(old.bytes.subarray(0, old.size))
+      releaseView(old.buffer)
+      unmap(old.address, old.length)
+    } else {
+      const from = roundUp(this.size, PAGE_SIZE)
+      const to = roundUp(size, PAGE_SIZE)
+      if (to > from) {
+        mapZeroOver(this.address + from, to - from)
+        if (this.grownFrom === 0) this.grownFrom = from
+      }
+    }
+    this.size = size
+  }
+
+  discard(pages: readonly number[]): void {
+    this.size = this.file.size
+    if (this.grownFrom !== 0 || this.size > this.length) {
+      this.replace(windowFor(this.size))
+      this.grownFrom = 0
+      return
+    }
+    if (pages.length > 64) {
+      discardCopies(this.address, roundUp(this.size, PAGE_SIZE))
+      return
+    }
+    for (const page of pages) discardCopies(this.address + page * PAGE_SIZE, PAGE_SIZE)
+  }
+
+  close(): void {
+    this.words = new Int32Array(0)
+    this.bytes = new Uint8Array(0)
+    this.size = 0
+    releaseView(this.buffer)
+    unmap(this.address, this.length)
+  }
+}
+
+/** A map in plain memory: for databases that are INTERNAL, for the simulator and for looking into a copy of a file. */
+export class MemoryBacking implements Backing {
+  words: Int32Array
+  bytes: Uint8Array
+  size: number
+
+  constructor(contents: Uint8Array | number) {
+    this.size = typeof contents === "number" ? contents : contents.length
+    const buffer = new ArrayBuffer(roundUp(Math.max(this.size, 64), 4))
+    this.words = new Int32Array(buffer)
+    this.bytes = new Uint8Array(buffer)
+    if (typeof contents !== "number") this.bytes.set(contents)
+  }
+
+  refresh(): void {}
+
+  grow(size: number): void {
+    if (size > this.bytes.length) {
+      const buffer = new ArrayBuffer(roundUp(Math.max(size, Math.min(this.bytes.length * 2, MAP_SIZE_MAX)), 4))
+      const bytes = new Uint8Array(buffer)
+      bytes.set(this.bytes.subarray(0, this.size))
+      this.words = new Int32Array(buffer)
+      this.bytes = bytes
+    }
+    this.size = size
+  }
+
+  reset(size: number): void {
+    this.size = 0
+    this.bytes.fill(0)
+    this.grow(size)
+  }
+
+  sync(): void {}
+
+  touch(): void {}
+
+  openPrivate(): PrivateSpace {
+    return new PrivateMemorySpace(this)
+  }
+
+  close(): void {
+    this.words = new Int32Array(0)
+    this.bytes = new Uint8Array(0)
+    this.size = 0
+  }
+}
+
+class PrivateMemorySpace extends MemoryBacking implements PrivateSpace {
+  constructor(private readonly origin: MemoryBacking) {
+    super(origin.bytes.subarray(0, origin.size))
+  }
+
+  discard(_pages: readonly number[]): void {
+    this.size = 0
+    this.grow(this.origin.size)
+    this.bytes.set(this.origin.bytes.subarray(0, this.origin.size))
+    this.bytes.fill(0, this.size)
+  }
+}

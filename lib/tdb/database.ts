@@ -1,0 +1,627 @@
+// One open TDB: words and bytes of its map, its locks, and the operations on single records (tdb-format.md 6.1 to 6.11). Space is
+// handed out by freelist.ts, transactions are in transaction.ts, walks in traverse.ts. It creates no file: see open.ts.
+
+import { SysError } from "../sys/errno.ts"
+import type { Backing, PrivateSpace } from "./backing.ts"
+import { TdbError, type TdbErrorCode } from "./error.ts"
+import {
+  AT_CHAINS,
+  AT_DATA_LEN,
+  AT_FULL_HASH,
+  AT_KEY_LEN,
+  AT_MAGIC,
+  AT_NEXT,
+  AT_REC_LEN,
+  AT_RECOVERY_START,
+  AT_SEQUENCE_NUMBER,
+  DEAD,
+  dataStart,
+  FREE,
+  LIVE,
+  RECORD_HEADER,
+  RECOVERY_ACTIVE,
+  swap32,
+} from "./format.ts"
+import { allocate, trimDead } from "./freelist.ts"
+import type { HashKind } from "./hash.ts"
+import { FREELIST, type Locks } from "./locks.ts"
+import { recover } from "./recovery.ts"
+import { repack, wipe } from "./repack.ts"
+import { startTransaction, type Transaction } from "./transaction.ts"
+
+/** Insert or replace. */
+export const REPLACE = 1
+/** Only insert: an existing record raises EXISTS. */
+export const INSERT = 2
+/** Only replace: a missing record raises NOEXIST. */
+export const MODIFY = 3
+export type StoreMode = typeof REPLACE | typeof INSERT | typeof MODIFY
+
+/** Reads data in place: `bytes` is the whole map and must not be kept, changed, or read outside [start, start + length). */
+export type Parser<T> = (bytes: Uint8Array, start: number, length: number) => T
+
+const EMPTY = new Uint8Array(0)
+
+export interface TdbParts {
+  readonly path: string
+  readonly flags: number
+  readonly backing: Backing
+  readonly locks: Locks
+  readonly hashKind: HashKind
+  readonly hashSize: number
+  readonly swapped: boolean
+  readonly readOnly: boolean
+  readonly maxDead: number
+}
+
+/**
+ * An open TDB. Every operation takes the locks it needs and blocks this thread for them, as libtdb does; a caller that must not
+ * block takes the chain lock first with `tryLockChain` or `waitForChain`, after which the operation nests inside it. All operations
+ * raise TdbError: CORRUPT for a defect of the file, IO for offsets outside it, RDONLY, LOCK.
+ *
+ * Operations take an optional `hash`, the value of `db.hash(key)`, for callers that know it already.
+ */
+export class Tdb {
+  readonly path: string
+  /** Flags as libtdb's tdb_get_flags shows them. */
+  flags: number
+  readonly hashSize: number
+  readonly hashKind: HashKind
+  readonly readOnly: boolean
+  /** True for a file of the other byte order. */
+  readonly swapped: boolean
+  /** How many deleted records may stay in a chain for reuse (libtdb: tdb_set_max_dead). */
+  maxDead: number
+  /** Stores and deletes through this handle increment the file's sequence number. */
+  countSequence: boolean
+  /** Commits do not sync. */
+  noSync: boolean
+  /** Repack after a commit that left the free space in pieces, as libtdb does. */
+  autoRepack = true
+
+  // Internal to lib/tdb: the current view of the map. In a transaction it is the transaction's.
+  w: Int32Array
+  b: Uint8Array
+  size: number
+  /** One flag per page of the current view with stores; only in a transaction. */
+  dirty: Uint8Array | null = null
+  transaction: Transaction | null = null
+  /** A transaction's view, kept for the next one: making it costs more than a small commit. */
+  idleSpace: PrivateSpace | null = null
+  readonly backing: Backing
+  readonly locks: Locks
+  readonly dataStart: number
+  /** Offsets of records on which walks of this handle stand, and so hold a record lock. */
+  readonly standing: number[] = []
+  /** For tests: called before every store of a commit or recovery to the file with a word on what comes next. */
+  step: ((what: string) => void) | null = null
+  protected closed = false
+
+  constructor(parts: TdbParts) {
+    this.path = parts.path
+    this.flags = parts.flags
+    this.backing = parts.backing
+    this.locks = parts.locks
+    this.hashKind = parts.hashKind
+    this.hashSize = parts.hashSize
+    this.swapped = parts.swapped
+    this.readOnly = parts.readOnly
+    this.maxDead = parts.maxDead
+    this.countSequence = (parts.flags & 0x80) !== 0
+    this.noSync = (parts.flags & 0x40) !== 0
+    this.dataStart = dataStart(parts.hashSize)
+    this.w = parts.backing.words
+    this.b = parts.backing.bytes
+    this.size = parts.backing.size
+  }
+
+  // ---- the map as words and bytes
+
+  /** Make the current view that of the backing: after growth or a look at the file's size. */
+  adopt(): void {
+    const space = this.transaction === null ? this.backing : this.transaction.space
+    this.w = space.words
+    this.b = space.bytes
+    this.size = space.size
+  }
+
+  /** Signed 32-bit word at a 4-byte aligned offset that was checked to be inside the map. */
+  get(offset: number): number {
+    const value = this.w[offset >>> 2]!
+    return this.swapped ? swap32(value) : value
+  }
+
+  /** The same as an offset or length. */
+  getUnsigned(offset: number): number {
+    const value = this.w[offset >>> 2]!
+    return (this.swapped ? swap32(value) : value) >>> 0
+  }
+
+  put(offset: number, value: number): void {
+    this.w[offset >>> 2] = this.swapped ? swap32(value) : value
+    if (this.dirty !== null) this.dirty[offset >>> 12] = 1
+  }
+
+  putBytes(offset: number, source: Uint8Array): void {
+    if (source.length === 0) return
+    this.b.set(source, offset)
+    if (this.dirty !== null) this.dirty.fill(1, offset >>> 12, ((offset + source.length - 1) >>> 12) + 1)
+  }
+
+  fail(code: TdbErrorCode, reason: string, offset?: number): TdbError {
+    return new TdbError(code, this.path, reason, offset)
+  }
+
+  /** Raise unless the map reaches to `end`: others may have made it longer since we looked. */
+  reach(end: number): void {
+    if (end <= this.size) return
+    if (this.transaction === null) {
+      this.refresh()
+      if (end <= this.size) return
+    }
+    throw this.fail("IO", `access up to ${end} beyond the end of the map at ${this.size}`)
+  }
+
+  refresh(): void {
+    try {
+      this.backing.refresh()
+    } catch (error) {
+      if (error instanceof SysError) throw this.fail("IO", error.message)
+      throw error
+    }
+    this.adopt()
+  }
+
+  /** Make the map `size` bytes long. The freelist is locked. */
+  grow(size: number): void {
+    try {
+      if (this.transaction !== null) this.transaction.grow(size)
+      else this.backing.grow(size)
+    } catch (error) {
+      if (error instanceof SysError) throw this.fail("NOSPACE", error.message)
+      throw error
+    }
+    this.adopt()
+  }
+
+  chainOf(hash: number): number {
+    // Integer arithmetic only: a remainder of numbers above 2^31 would be a floating point one.
+    const hashSize = this.hashSize
+    return hash <= 0x7fffffff ? hash % hashSize : (((hash >>> 1) % hashSize) * 2 + (hash & 1)) % hashSize
+  }
+
+  /** The file's hash of a key. */
+  hash(key: Uint8Array): number {
+    return this.hashKind.hash(key)
+  }
+
+  /** Raise CORRUPT or IO unless a LIVE or DEAD record with sane lengths is at `offset` (8.2). */
+  checkRecord(offset: number): void {
+    if ((offset & 3) !== 0) throw this.fail("CORRUPT", "record is not 4-byte aligned", offset)
+    if (offset < this.dataStart) throw this.fail("CORRUPT", "record inside the hash table", offset)
+    if (offset + RECORD_HEADER > this.size) this.reach(offset + RECORD_HEADER)
+    const magic = this.get(offset + AT_MAGIC)
+    if (magic !== LIVE && magic !== DEAD) throw this.badMagic(magic, offset)
+    const recLen = this.getUnsigned(offset + AT_REC_LEN)
+    const used = this.getUnsigned(offset + AT_KEY_LEN) + this.getUnsigned(offset + AT_DATA_LEN)
+    if (used > recLen) throw this.fail("CORRUPT", `key and data of ${used} bytes in a record of ${recLen}`, offset)
+    const end = offset + RECORD_HEADER + recLen
+    if (end > this.size) this.reach(end)
+  }
+
+  badMagic(magic: number, offset: number): TdbError {
+    return this.fail("CORRUPT", `bad magic 0x${(magic >>> 0).toString(16)}`, offset)
+  }
+
+  sameKey(offset: number, key: Uint8Array): boolean {
+    const b = this.b
+    for (let i = 0, length = key.length; i < length; i++) if (b[offset + i] !== key[i]) return false
+    return true
+  }
+
+  /** Offset of the live record with this key, 0 when there is none. Its chain is locked. */
+  find(key: Uint8Array, hash: number): number {
+    const keyLength = key.length
+    const signed = hash | 0
+    let offset = this.getUnsigned(AT_CHAINS + 4 * this.chainOf(hash))
+    // Brent's loop detection: a mark that moves to the current record at every power of two.
+    let mark = 0
+    let steps = 0
+    let limit = 2
+    while (offset !== 0) {
+      this.checkRecord(offset)
+      if (
+        this.get(offset + AT_FULL_HASH) === signed &&
+        this.get(offset + AT_KEY_LEN) === keyLength &&
+        this.get(offset + AT_MAGIC) === LIVE &&
+        this.sameKey(offset + RECORD_HEADER, key)
+      ) {
+        return offset
+      }
+      offset = this.getUnsigned(offset + AT_NEXT)
+      if (offset === mark && offset !== 0) throw this.fail("CORRUPT", "circular chain", offset)
+      if (++steps === limit) {
+        mark = offset
+        limit *= 2
+      }
+    }
+    return 0
+  }
+
+  // ---- locks
+
+  /** Lock a list; repair the file first if somebody died in a commit. False: not available (only with `wait` false). */
+  lockList(list: number, write: boolean, wait: boolean): boolean {
+    const locks = this.locks
+    for (;;) {
+      const before = locks.heldLists
+      if (!locks.lock(list, write, wait)) return false
+      if (before !== 0 || locks.heldLists === 0 || this.w[AT_RECOVERY_START >>> 2] === 0) return true
+      if (locks.noLock || this.transaction !== null || !this.needsRecovery()) return true
+      locks.unlock(list)
+      if (!this.recoverWhileOpen(wait)) return false
+    }
+  }
+
+  /** Is there a commit that somebody died in? */
+  needsRecovery(): boolean {
+    const start = this.getUnsigned(AT_RECOVERY_START)
+    if (start === 0) return false
+    if ((start & 3) !== 0 || start < this.dataStart) return false
+    if (start + RECORD_HEADER > this.size) {
+      this.refresh()
+      if (start + RECORD_HEADER > this.size) return false
+    }
+    return this.get(start + AT_MAGIC) === RECOVERY_ACTIVE
+  }
+
+  private recoverWhileOpen(wait: boolean): boolean {
+    const locks = this.locks
+    if (!wait && !locks.tryLockOpen()) return false
+    if (!wait) locks.unlockOpen()
+    locks.lockRecovery()
+    try {
+      locks.lockOpen()
+      try {
+        this.refresh()
+        recover(this)
+      } finally {
+        locks.unlockOpen()
+      }
+    } finally {
+      locks.unlockRecovery()
+    }
+    return true
+  }
+
+  /** Lock the chain of a key's hash, blocking this thread. Nests. */
+  lockChain(hash: number, write = true): void {
+    this.lockList(this.chainOf(hash) + 1, write, true)
+  }
+
+  /** Lock the chain of a key's hash unless somebody else, or an earlier waiter of this handle, has it. Nests. */
+  tryLockChain(hash: number, write = true): boolean {
+    return this.lockList(this.chainOf(hash) + 1, write, false)
+  }
+
+  unlockChain(hash: number): void {
+    this.locks.unlock(this.chainOf(hash) + 1)
+  }
+
+  /** Count the chain as locked: another process holds the lock on our behalf. */
+  markChain(hash: number): void {
+    this.locks.mark(this.chainOf(hash) + 1)
+  }
+
+  unmarkChain(hash: number): void {
+    this.locks.unmark(this.chainOf(hash) + 1)
+  }
+
+  /** Lock every chain, blocking this thread. Raises LOCK when a chain is locked already. */
+  lockAllrecord(write = true): void {
+    this.allrecord(write, true)
+  }
+
+  /** Lock every chain unless somebody has one of them. */
+  tryLockAllrecord(write = true): boolean {
+    return this.allrecord(write, false)
+  }
+
+  private allrecord(write: boolean, wait: boolean): boolean {
+    for (;;) {
+      const nested = this.locks.allrecordCount !== 0
+      if (!this.locks.lockAllrecord(write, wait)) return false
+      if (nested || this.locks.noLock || this.transaction !== null || !this.needsRecovery()) return true
+      this.locks.unlockAllrecord()
+      if (!this.recoverWhileOpen(wait)) return false
+    }
+  }
+
+  unlockAllrecord(): void {
+    this.locks.unlockAllrecord()
+  }
+
+  /** Count every chain as locked: another process holds the allrecord lock on our behalf. */
+  markAllrecord(write = true): void {
+    if (this.needsRecovery()) throw this.fail("LOCK", "allrecord mark cannot do recovery")
+    this.locks.markAllrecord(write)
+  }
+
+  unmarkAllrecord(): void {
+    this.locks.unmarkAllrecord()
+  }
+
+  /** Count the transaction lock as held by another process on our behalf. */
+  markTransaction(): void {
+    this.locks.markTransaction()
+  }
+
+  unmarkTransaction(): void {
+    this.locks.unmarkTransaction()
+  }
+
+  /** Take no locks from now on (libtdb: tdb_add_flags(TDB_NOLOCK)), or take them again. Change it only while no lock is held for real. */
+  setNoLock(noLock: boolean): void {
+    if (!noLock && this.readOnly) throw this.fail("EINVAL", "a read-only handle takes no locks")
+    this.locks.noLock = noLock
+    this.flags = noLock ? this.flags | 0x4 : this.flags & ~0x4
+  }
+
+  // ---- reading
+
+  /** Copy of a record's data, null when there is no such record. */
+  fetch(key: Uint8Array, hash = this.hash(key)): Uint8Array | null {
+    const list = this.chainOf(hash) + 1
+    this.lockList(list, false, true)
+    try {
+      const offset = this.find(key, hash)
+      if (offset === 0) return null
+      const start = offset + RECORD_HEADER + key.length
+      return this.b.slice(start, start + this.getUnsigned(offset + AT_DATA_LEN))
+    } finally {
+      this.locks.unlock(list)
+    }
+  }
+
+  /**
+   * Copy a record's data to `target` from `at` on. Returns its length, which is also returned (with nothing copied) when it does
+   * not fit, and -1 when there is no such record. Allocates nothing.
+   */
+  fetchInto(key: Uint8Array, target: Uint8Array, at = 0, hash = this.hash(key)): number {
+    const list = this.chainOf(hash) + 1
+    this.lockList(list, false, true)
+    try {
+      const offset = this.find(key, hash)
+      if (offset === 0) return -1
+      const length = this.getUnsigned(offset + AT_DATA_LEN)
+      if (length <= target.length - at) copyBytes(this.b, offset + RECORD_HEADER + key.length, target, at, length)
+      return length
+    } finally {
+      this.locks.unlock(list)
+    }
+  }
+
+  /** Run `parser` on a record's data in place, its chain locked; undefined when there is no such record. */
+  parse<T>(key: Uint8Array, parser: Parser<T>, hash = this.hash(key)): T | undefined {
+    const list = this.chainOf(hash) + 1
+    this.lockList(list, false, true)
+    try {
+      const offset = this.find(key, hash)
+      if (offset === 0) return undefined
+      return parser(this.b, offset + RECORD_HEADER + key.length, this.getUnsigned(offset + AT_DATA_LEN))
+    } finally {
+      this.locks.unlock(list)
+    }
+  }
+
+  exists(key: Uint8Array, hash = this.hash(key)): boolean {
+    const list = this.chainOf(hash) + 1
+    this.lockList(list, false, true)
+    try {
+      return this.find(key, hash) !== 0
+    } finally {
+      this.locks.unlock(list)
+    }
+  }
+
+  // ---- writing
+
+  /** Store a record. Raises EXISTS (mode INSERT), NOEXIST (mode MODIFY), NOSPACE. */
+  store(key: Uint8Array, data: Uint8Array, mode: StoreMode = REPLACE, hash = this.hash(key)): void {
+    this.storeTwo(key, data, EMPTY, mode, hash)
+  }
+
+  /** Store the concatenation of `parts` as one record's data. */
+  storeParts(key: Uint8Array, parts: readonly Uint8Array[], mode: StoreMode = REPLACE, hash = this.hash(key)): void {
+    if (parts.length <= 2) this.storeTwo(key, parts[0] ?? EMPTY, parts[1] ?? EMPTY, mode, hash)
+    else this.storeTwo(key, Buffer.concat(parts as Uint8Array[]), EMPTY, mode, hash)
+  }
+
+  /** Store `first` and `second`, one behind the other, as one record's data: a CTDB header and its payload. Allocates nothing. */
+  storeTwo(key: Uint8Array, first: Uint8Array, second: Uint8Array, mode: StoreMode, hash = this.hash(key)): void {
+    const list = this.chainOf(hash) + 1
+    this.lockList(list, true, true)
+    try {
+      this.storeLocked(key, first, second, mode, hash)
+    } finally {
+      this.locks.unlock(list)
+    }
+  }
+
+  private storeLocked(key: Uint8Array, first: Uint8Array, second: Uint8Array, mode: StoreMode, hash: number): void {
+    const dataLength = first.length + second.length
+    const found = this.find(key, hash)
+    if (found !== 0) {
+      if (mode === INSERT) throw this.fail("EXISTS", "record exists")
+      const keyLength = key.length
+      if (this.getUnsigned(found + AT_REC_LEN) >= keyLength + dataLength + 4) {
+        this.overwrite(found, found + RECORD_HEADER + keyLength, first, second)
+        if (this.countSequence) this.incrementSequence()
+        return
+      }
+      this.deleteAt(found, hash)
+    } else if (mode === MODIFY) throw this.fail("NOEXIST", "record does not exist")
+
+    const offset = allocate(this, hash, key.length + dataLength)
+    const head = AT_CHAINS + 4 * this.chainOf(hash)
+    // Everything before the head: a kill in between leaks a record, and never shows half of one.
+    this.put(offset + AT_NEXT, this.get(head))
+    this.put(offset + AT_KEY_LEN, key.length)
+    this.put(offset + AT_DATA_LEN, dataLength)
+    this.put(offset + AT_FULL_HASH, hash | 0)
+    this.put(offset + AT_MAGIC, LIVE)
+    this.putBytes(offset + RECORD_HEADER, key)
+    this.putBytes(offset + RECORD_HEADER + key.length, first)
+    this.putBytes(offset + RECORD_HEADER + key.length + first.length, second)
+    this.put(head, offset)
+    if (this.countSequence) this.incrementSequence()
+  }
+
+  // New data into a record that is large enough: data first, then the length.
+  private overwrite(offset: number, start: number, first: Uint8Array, second: Uint8Array): void {
+    const length = first.length + second.length
+    const same = this.getUnsigned(offset + AT_DATA_LEN) === length
+    // In a transaction an unchanged page need not be saved and written.
+    if (same && this.dirty !== null && this.sameKey(start, first) && this.sameKey(start + first.length, second)) return
+    this.putBytes(start, first)
+    this.putBytes(start + first.length, second)
+    if (!same) this.put(offset + AT_DATA_LEN, length)
+  }
+
+  /** Remove a record; false when there is none. */
+  delete(key: Uint8Array, hash = this.hash(key)): boolean {
+    const list = this.chainOf(hash) + 1
+    this.lockList(list, true, true)
+    try {
+      const offset = this.find(key, hash)
+      if (offset === 0) return false
+      this.deleteAt(offset, hash)
+      return true
+    } finally {
+      this.locks.unlock(list)
+    }
+  }
+
+  /** Mark a record of a write-locked chain as dead, and give back what is more than max_dead. */
+  deleteAt(offset: number, hash: number): void {
+    this.put(offset + AT_MAGIC, DEAD)
+    if (this.countSequence) this.incrementSequence()
+    trimDead(this, this.chainOf(hash), this.maxDead)
+  }
+
+  /** Add to the end of a record's data, creating the record when there is none. */
+  append(key: Uint8Array, data: Uint8Array, hash = this.hash(key)): void {
+    const list = this.chainOf(hash) + 1
+    this.lockList(list, true, true)
+    try {
+      const old = this.fetch(key, hash)
+      this.storeLocked(key, old ?? EMPTY, data, REPLACE, hash)
+    } finally {
+      this.locks.unlock(list)
+    }
+  }
+
+  // ---- the sequence number
+
+  /** The header's sequence number, an unsigned 32-bit integer that wraps. */
+  sequenceNumber(): number {
+    if (this.transaction !== null || this.swapped) return this.getUnsigned(AT_SEQUENCE_NUMBER)
+    return Atomics.load(this.w, AT_SEQUENCE_NUMBER >>> 2) >>> 0
+  }
+
+  incrementSequence(): void {
+    if (this.transaction !== null || this.swapped) {
+      this.put(AT_SEQUENCE_NUMBER, this.get(AT_SEQUENCE_NUMBER) + 1)
+    } else Atomics.add(this.w, AT_SEQUENCE_NUMBER >>> 2, 1)
+  }
+
+  /** Count stores and deletes through this handle from now on (libtdb: tdb_enable_seqnum). */
+  enableSequence(): void {
+    this.countSequence = true
+    this.flags |= 0x80
+  }
+
+  // ---- transactions and the whole file
+
+  /**
+   * Start a transaction, blocking this thread, or nest in the one under way. Until its end every operation on this handle works in
+   * it. Raises EINVAL (read-only), LOCK (chains locked, a walk under way), NESTING (with DISALLOW_NESTING).
+   */
+  startTransaction(): void {
+    startTransaction(this, true)
+  }
+
+  /** The same without waiting: false when another process has a transaction or a lock. */
+  tryStartTransaction(): boolean {
+    return startTransaction(this, false)
+  }
+
+  private running(): Transaction {
+    if (this.transaction === null) throw this.fail("EINVAL", "no transaction")
+    return this.transaction
+  }
+
+  /** Save the old contents in the file: waits for all readers. Raises IO, NOSPACE, LOCK; the transaction is cancelled then. */
+  prepareCommit(): void {
+    const transaction = this.running()
+    try {
+      transaction.prepare()
+    } catch (error) {
+      transaction.abandon()
+      throw error
+    }
+  }
+
+  /** Commit. When it raises (IO, NOSPACE, LOCK) the transaction is cancelled and the file as before. */
+  commit(): void {
+    this.running().commit()
+  }
+
+  cancel(): void {
+    this.running().cancel()
+  }
+
+  /** Remove all records, under the allrecord lock. */
+  wipe(): void {
+    wipe(this)
+  }
+
+  /** Write all records anew without gaps, in a transaction. */
+  repack(): void {
+    repack(this)
+  }
+
+  /** Is this a free record? For walks over the physical file. */
+  isFree(offset: number): boolean {
+    return this.get(offset + AT_MAGIC) === FREE
+  }
+
+  lockFreelist(wait: boolean): boolean {
+    return this.locks.lock(FREELIST, true, wait)
+  }
+
+  unlockFreelist(): void {
+    this.locks.unlock(FREELIST)
+  }
+
+  /** Cancel a transaction, release every lock, unmap and close. Afterwards the handle must not be used. */
+  close(): void {
+    if (this.closed) return
+    this.closed = true
+    if (this.transaction !== null) this.transaction.abandon()
+    this.idleSpace?.close()
+    this.locks.close()
+    this.backing.close()
+    this.w = this.backing.words
+    this.b = this.backing.bytes
+    this.size = 0
+  }
+}
+
+/** Copy a short range: a loop costs less than two views up to about this many bytes. */
+const LOOP_MAX = 48
+
+export function copyBytes(from: Uint8Array, start: number, to: Uint8Array, at: number, length: number): void {
+  if (length <= LOOP_MAX) for (let i = 0; i < length; i++) to[at + i] = from[start + i]!
+  else to.set(from.subarray(start, start + length), at)
+}
