@@ -75,10 +75,13 @@ export interface Transport {
 
 /** The child process that watches and repairs the cluster. */
 export interface RecoveryProcess {
+  readonly pid: number
   /** Asks it to give up leadership and the cluster lock, and to end. */
   terminate(): void
   /** Ends it at once, even when it is stopped. */
   kill(): void
+  /** Tells it that the log was rotated. */
+  reopenLog(): void
 }
 
 /** What only the main daemon of a node needs. */

@@ -37,6 +37,11 @@ export class RecoveryDaemonWatch {
     this.watch()
   }
 
+  /** The log was rotated. */
+  reopenLog(): void {
+    this.process?.reopenLog()
+  }
+
   /** RECD_PING came. */
   pinged(): void {
     if (this.process !== undefined) this.watch()

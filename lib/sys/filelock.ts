@@ -18,6 +18,7 @@ const { symbols: libc } = dlopen("libc.so.6", {
 // 64-bit Linux.
 const F_GETLK = 5
 const F_SETLK = 6
+const F_SETLKW = 7
 const F_WRLCK = 1
 const F_UNLCK = 2
 
@@ -69,6 +70,11 @@ export class FileLock {
     writeSync(this.fd, text, 0)
   }
 
+  /** Identifies the locked file, for another process that looks whether the path still leads to it. */
+  get inode(): number {
+    return fstatSync(this.fd).ino
+  }
+
   /** Whether the path still leads to the locked file: false once it was removed or replaced. */
   isInPlace(): boolean {
     const locked = fstatSync(this.fd)
@@ -86,6 +92,13 @@ export class FileLock {
   remove(): void {
     if (this.fd >= 0 && this.isInPlace()) unlinkSync(this.path)
     this.release()
+  }
+}
+
+/** Takes a write lock and waits for it as long as that takes; the whole process stands still. @throws SysError */
+export function waitForLock(fd: number, range: ByteRange): void {
+  if (libc.fcntl(fd, F_SETLKW, ptr(flock(F_WRLCK, range))) < 0) {
+    throw new SysError("fcntl F_SETLKW", read.i32(libc.__errno_location()!, 0))
   }
 }
 

@@ -335,6 +335,8 @@ export class Host {
         world.at(world.nowMs, process, () => recovery.stop())
       },
       kill: () => world.end(process, false),
+      pid: 2000 + this.pnn,
+      reopenLog: () => {},
     }
   }
 
