@@ -1,12 +1,13 @@
-// Compiles the product: one executable, dist/ctdb, from cmd/main.ts. Needs no network: the runtime that is compiled in is
+// Compiles the product: one executable, dist/ctdb (or the path given), from cmd/main.ts. Needs no network: the runtime that is compiled in is
 // the bun that runs this file. Modules stay separate chunks inside the executable, so that a command loads only what it
 // uses; the source map stays too, so that a stack trace names our files and lines.
 
 import { existsSync, mkdirSync, renameSync, rmSync, statSync } from "node:fs"
+import { dirname, join } from "node:path"
 
-const target = "dist/ctdb"
+const target = process.argv[2] ?? "dist/ctdb"
 /** Where bun leaves the executable and a copy of each source map; the maps that count are inside the executable. */
-const staging = "dist/.build"
+const staging = join(dirname(target), ".build")
 
 /** Files that are started as workers by their path: a compiled binary finds them only when they are entry points. */
 const workers = [...new Bun.Glob("{lib,daemon}/**/{worker,*-worker,*.worker}.ts").scanSync(".")]
@@ -14,7 +15,7 @@ const workers = [...new Bun.Glob("{lib,daemon}/**/{worker,*-worker,*.worker}.ts"
 rmSync(staging, { recursive: true, force: true })
 mkdirSync(staging, { recursive: true })
 const started = performance.now()
-const staged = `${staging}/ctdb`
+const staged = join(staging, "ctdb")
 const result = await Bun.build({
   entrypoints: ["cmd/main.ts", ...workers],
   target: "bun",

@@ -188,7 +188,7 @@ async function connect(output: Output): Promise<Client | undefined> {
   }
   output.warn(`Failed to connect to CTDB daemon (${paths.daemonSocket})`)
   const { explainMembership } = await import("./nodes-list.ts")
-  explainMembership(output, paths)
+  explainMembership(output, process.env)
   return undefined
 }
 

@@ -144,7 +144,7 @@ export async function getpid(invocation: Invocation): Promise<number> {
 
 export async function getreclock(invocation: Invocation): Promise<number> {
   const { output, node } = invocation
-  const file = await invocation.control("GET_RECLOCK_FILE", node)
+  const file = (await invocation.control("GET_RECLOCK_FILE", node)) ?? ""
   await output.show({
     text: () => (file === "" ? "" : `${file}\n`),
     json: () => ({ node, cluster_lock: file === "" ? null : file }),

@@ -4,27 +4,29 @@
 import { readFileSync } from "node:fs"
 import { faultText } from "../../lib/config/fault.ts"
 import { type ListedNode, nodesSource, readNodes } from "../../lib/config/nodes-file.ts"
-import type { Paths } from "../../lib/config/paths.ts"
+import { compiledIn, type EnvironmentVariables } from "../../lib/config/paths.ts"
 import type { Output } from "./output.ts"
 
 /** The nodes in PNN order, deleted ones included. Undefined after the reason has been printed. */
-export function readNodesList(output: Output, paths: Paths): readonly ListedNode[] | undefined {
-  const parsed = readNodes(nodesSource(undefined, paths.nodesFile))
+export function readNodesList(output: Output, env: EnvironmentVariables): readonly ListedNode[] | undefined {
+  // Not resolvePaths(): the stock tool finds this one file in test mode even without CTDB_BASE.
+  const path = `${env.CTDB_BASE ?? compiledIn.etcDir}/nodes`
+  const parsed = readNodes(nodesSource(undefined, path))
   if (parsed.ok) return parsed.value
   const fault = parsed.faults[0]!
   // The stock line has the words of the file and neither place nor cause; people get those as well.
   if (fault.line > 0) {
-    const words = readFileSync(paths.nodesFile, "utf8").split("\n")[fault.line - 1] ?? ""
+    const words = readFileSync(path, "utf8").split("\n")[fault.line - 1] ?? ""
     output.warn(`Invalid IP address ${words.trim()}`)
   }
   if (output.mode === "terminal") output.warn(`  ${faultText(fault)}`)
-  output.warn(`Failed to read nodes file "${paths.nodesFile}"`)
+  output.warn(`Failed to read nodes file "${path}"`)
   return undefined
 }
 
 /** After a failed connection: whether this host is in the list at all. */
-export function explainMembership(output: Output, paths: Paths): void {
-  const nodes = readNodesList(output, paths)
+export function explainMembership(output: Output, env: EnvironmentVariables): void {
+  const nodes = readNodesList(output, env)
   if (nodes !== undefined) {
     if (nodes.some((node) => !node.deleted && isLocal(node.address))) return
     output.warn("Failed to detect PNN of the current node.")

@@ -1,6 +1,5 @@
 // The commands that need no daemon: version, listnodes, checktcpport. Reference page "Admin tool", sections 8.1 and 8.13.
 
-import { resolvePaths } from "../../lib/config/paths.ts"
 import { versionText } from "../version.ts" with { type: "macro" }
 import type { Invocation } from "./invocation.ts"
 import { readNodesList } from "./nodes-list.ts"
@@ -13,7 +12,7 @@ export async function version({ output }: Invocation): Promise<number> {
 }
 
 export async function listnodes({ output }: Invocation): Promise<number> {
-  const list = readNodesList(output, resolvePaths(process.env))
+  const list = readNodesList(output, process.env)
   if (list === undefined) return 1
   const nodes = list.filter((node) => !node.deleted)
   await output.show({

@@ -2,7 +2,6 @@
 // that a reload can follow, and then makes every node reload it. Reference page "Admin tool", section 8.7.
 
 import type { ListedNode } from "../../lib/config/nodes-file.ts"
-import { resolvePaths } from "../../lib/config/paths.ts"
 import { NodeFlag } from "../../lib/protocol/constants.ts"
 import type { NodeMap } from "../../lib/protocol/structs.ts"
 import type { Invocation } from "./invocation.ts"
@@ -71,7 +70,7 @@ const disableSeconds = (timeLimit: number) => 2 * timeLimit
 export async function reloadnodes(invocation: Invocation): Promise<number> {
   const { output, localNode, options } = invocation
   const map = await fetchNodeMap(invocation)
-  const listed = readNodesList(output, resolvePaths(process.env))
+  const listed = readNodesList(output, process.env)
   if (listed === undefined) return 1
   const connected = connectedNodes(map)
 

@@ -3,11 +3,13 @@
 import type { Invocation } from "./invocation.ts"
 import { parseUint32 } from "./numbers.ts"
 
-/** The variables of the node, in its order. @throws Failure after printing why */
-function listNames(invocation: Invocation): Promise<readonly string[]> {
-  const { node } = invocation
-  return invocation.control("LIST_TUNABLES", node, undefined, `Failed to get list of variables from node ${node}`)
+/** The variables of the node, in its order (the list that it sends starts with an empty name). @throws Failure */
+async function listNames(invocation: Invocation, line?: string): Promise<readonly string[]> {
+  const names = await invocation.control("LIST_TUNABLES", invocation.node, undefined, line)
+  return names.filter((name) => name !== "")
 }
+
+const noList = (node: number) => `Failed to get list of variables from node ${node}`
 
 function isKnown(names: readonly string[], name: string): boolean {
   return names.some((known) => known.toLowerCase() === name.toLowerCase())
@@ -23,7 +25,7 @@ const line = (name: string, value: number) => `${name.padEnd(26)} = ${value}\n`
 export async function getvar(invocation: Invocation): Promise<number> {
   const { output, node, words } = invocation
   const name = words[0] ?? ""
-  if (!isKnown(await listNames(invocation), name)) return refuse(invocation, name)
+  if (!isKnown(await listNames(invocation, noList(node)), name)) return refuse(invocation, name)
   const value = await invocation.control(
     "GET_TUNABLE",
     node,
@@ -37,7 +39,7 @@ export async function getvar(invocation: Invocation): Promise<number> {
 export async function setvar(invocation: Invocation): Promise<number> {
   const { output, node, words } = invocation
   const [name = "", text = ""] = words
-  if (!isKnown(await listNames(invocation), name)) return refuse(invocation, name)
+  if (!isKnown(await listNames(invocation, noList(node)), name)) return refuse(invocation, name)
   const parsed = parseUint32(text)
   if (!parsed.ok) return parsed.errno
   const status = await invocation.controlStatus("SET_TUNABLE", node, { value: parsed.value, name })
