@@ -30,7 +30,7 @@ import { type Listener, listenUnix } from "../lib/net/unix.ts"
 import { getLimit, Limit, lockMemory, setLimit, setProcessName, setRealtimeScheduling } from "../lib/sys/process.ts"
 import { selfCommand } from "../lib/sys/self.ts"
 import { type PoptOption, parsePopt } from "./popt.ts"
-import { versionText } from "./version.ts"
+import { versionText } from "./version.ts" with { type: "macro" }
 
 const SOCKET_EXIT_STATUS = 10
 /** Test mode: the test framework at the other end of standard input has gone (EPIPE). */
@@ -208,7 +208,7 @@ class Daemon {
     this.loadTunables()
     process.on("uncaughtException", (error) => this.internalError(error))
     process.on("unhandledRejection", (error) => this.internalError(error))
-    log.notice(`Starting CTDBD (Version ${versionText().replace(/^.*: /, "")}) as PID: ${process.pid}`)
+    log.notice(`Starting CTDBD (Version ${versionText()}) as PID: ${process.pid}`)
     const pidFile = createPidFile(paths.daemonPidFile)
     if (!pidFile.ok) {
       log.error(pidFile.message)
