@@ -32,6 +32,8 @@ export interface Space {
 }
 
 export interface Backing extends Space {
+  /** Offset of the map in the file. */
+  readonly base: number
   /** Look again how large the map is: others may have grown it. `words` and `bytes` may be replaced. */
   refresh(): void
   /** Make the map `size` bytes long, zero filled. Raises SysError ENOSPC, having undone a partial growth. */
@@ -252,7 +254,10 @@ export class MemoryBacking implements Backing {
   bytes: Uint8Array
   size: number
 
-  constructor(contents: Uint8Array | number) {
+  constructor(
+    contents: Uint8Array | number,
+    readonly base = 0,
+  ) {
     this.size = typeof contents === "number" ? contents : contents.length
     const buffer = new ArrayBuffer(roundUp(Math.max(this.size, 64), 4))
     this.words = new Int32Array(buffer)

@@ -184,6 +184,11 @@ export class Tdb {
     this.adopt()
   }
 
+  /** Where the map starts in the file: the size of its mutex area, or 0. */
+  get mapOffset(): number {
+    return this.backing.base
+  }
+
   chainOf(hash: number): number {
     // Integer arithmetic only: a remainder of numbers above 2^31 would be a floating point one.
     const hashSize = this.hashSize
@@ -207,6 +212,8 @@ export class Tdb {
     if (used > recLen) throw this.fail("CORRUPT", `key and data of ${used} bytes in a record of ${recLen}`, offset)
     const end = offset + RECORD_HEADER + recLen
     if (end > this.size) this.reach(end)
+    const next = this.getUnsigned(offset + AT_NEXT)
+    if (next + RECORD_HEADER > this.size) this.reach(next + RECORD_HEADER)
   }
 
   badMagic(magic: number, offset: number): TdbError {

@@ -146,6 +146,10 @@ export function release(db: Tdb, offset: number): void {
     mergeInto(db, left, recLen)
     return
   }
+  link(db, offset)
+}
+
+function link(db: Tdb, offset: number): void {
   db.put(offset + AT_NEXT, db.get(AT_FREELIST))
   db.put(offset + AT_MAGIC, FREE)
   db.put(AT_FREELIST, offset)
@@ -257,15 +261,24 @@ function expand(db: Tdb, needed: number): void {
     throw db.fail("NOSPACE", `map of ${from} bytes cannot grow by ${more}`)
   }
   db.grow(from + more)
-  db.put(from + AT_REC_LEN, more - RECORD_HEADER)
-  release(db, from)
+  releaseRegion(db, from, from + more)
 }
 
 /** Make [from, to) one free record, if it is large enough to be one. The freelist is locked. */
 export function releaseRegion(db: Tdb, from: number, to: number): void {
   if (to - from <= RECORD_HEADER) return
-  db.put(from + AT_REC_LEN, to - from - RECORD_HEADER)
-  release(db, from)
+  const recLen = to - from - RECORD_HEADER
+  putTailer(db, from, recLen)
+  const left = freeLeftOf(db, from)
+  if (left !== 0) {
+    mergeInto(db, left, recLen)
+    return
+  }
+  db.put(from + AT_REC_LEN, recLen)
+  db.put(from + AT_KEY_LEN, 0)
+  db.put(from + AT_DATA_LEN, 0)
+  db.put(from + AT_FULL_HASH, 0)
+  link(db, from)
 }
 
 /**

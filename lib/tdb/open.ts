@@ -348,7 +348,7 @@ export function openMemory(options: MemoryOptions = {}): Tdb {
   const db = new Tdb({
     path: name,
     flags: header.swapped ? flags | f.CONVERT : flags & ~f.CONVERT,
-    backing: new MemoryBacking(header.mutexSize === 0 ? contents : contents.subarray(header.mutexSize)),
+    backing: new MemoryBacking(contents.subarray(header.mutexSize), header.mutexSize),
     locks,
     hashKind: header.hashKind,
     hashSize: header.hashSize,
