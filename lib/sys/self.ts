@@ -1,4 +1,4 @@
-// How this program starts another of its own programs: as a compiled binary it runs itself under the other's name, from a
+// How this program starts another of its own programs: as a compiled binary it runs itself under the installed name of the other, from a
 // source tree it runs the same entry file with the other's word first. Which programs there are is cmd/main.ts's table.
 
 export interface SelfCommand {
@@ -13,5 +13,5 @@ const compiled = Bun.main.startsWith("/$bunfs/")
 /** @param word first argument that selects the program; @param installed its name in the process list */
 export function selfCommand(word: string, installed: string, argv: readonly string[]): SelfCommand {
   if (!compiled) return { command: [process.execPath, Bun.main, word, ...argv] }
-  return { command: [process.execPath, word, ...argv], argv0: installed }
+  return { command: [process.execPath, ...argv], argv0: installed }
 }
