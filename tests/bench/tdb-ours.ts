@@ -1,0 +1,82 @@
+// Our side of tests/bench/tdb.ts: the operations of tdb-libtdb.c, with the same arguments and output.
+
+import { INSERT, openTdb, REPLACE, traverseRead } from "../../lib/tdb/tdb.ts"
+
+const [file, operation, countText, flags, hashSize, keysText, startAt_ms] = process.argv.slice(2) as [
+  string,
+  string,
+  string,
+  string,
+  string,
+  string,
+  string,
+]
+const count = Number(countText)
+const keyCount = Number(keysText)
+const db = openTdb(file, { flags: Number(flags), hashSize: Number(hashSize), openFlags: 0o102 })
+const value = new Uint8Array(100).fill(118)
+const keyOf = (i: number): Uint8Array => Buffer.from(`bench-key-${String(i).padStart(10, "0")}`)
+const list: Uint8Array[] = []
+for (let i = 0; i < keyCount; i++) list.push(keyOf(i))
+
+function fill(n: number): void {
+  for (let i = 0; i < n; i++) db.store(keyOf(i), value)
+}
+
+const record = new Uint8Array(4096)
+const exact = record.subarray(0, 100)
+function fetchStore(n: number): void {
+  for (let i = 0; i < n; i++) {
+    const key = list[(i * 7919) % keyCount]!
+    const hash = db.hash(key)
+    db.lockChain(hash)
+    if (db.fetchInto(key, record, 0, hash) !== 100) throw new Error("lost")
+    record[0]!++
+    db.store(key, exact, REPLACE, hash)
+    db.unlockChain(hash)
+  }
+}
+
+function insertDelete(n: number): void {
+  for (let done = 0; done < n; done += 2 * keyCount) {
+    for (let i = 0; i < keyCount; i++) db.store(list[i]!, value, INSERT)
+    for (let i = 0; i < keyCount; i++) if (!db.delete(list[i]!)) throw new Error("lost")
+  }
+}
+
+let sum = 0
+function walk(): void {
+  const visited = traverseRead(db, (bytes, keyStart, _keyLength, _dataStart, dataLength) => {
+    sum += bytes[keyStart]! + dataLength
+  })
+  if (visited !== count) throw new Error(`visited ${visited}`)
+}
+
+function commit(n: number): void {
+  for (let i = 0; i < n; i++) {
+    db.startTransaction()
+    for (let j = 0; j < keyCount; j++) {
+      value[0] = i + j
+      db.store(list[j]!, value)
+    }
+    db.commit()
+  }
+}
+
+if (operation === "fetchstore") {
+  for (const key of list) db.store(key, value)
+  // The compiler is part of neither engine: a daemon runs for months.
+  if (startAt_ms !== "0") fetchStore(20_000)
+}
+while (performance.timeOrigin + performance.now() < Number(startAt_ms)) {
+  // all processes begin together
+}
+const start = Bun.nanoseconds()
+if (operation === "fill") fill(count)
+else if (operation === "fetchstore") fetchStore(count)
+else if (operation === "insertdelete") insertDelete(count)
+else if (operation === "traverse") walk()
+else if (operation === "commit") commit(count)
+else throw new Error(`no operation ${operation}`)
+console.log(String(Bun.nanoseconds() - start))
+db.close()
