@@ -86,6 +86,10 @@ export class Leadership {
     return this.phase.name !== "idle"
   }
 
+  get holdsLock(): boolean {
+    return this.held !== undefined
+  }
+
   /** A configured lock is held; true without one. */
   get lockOk(): boolean {
     return this.settings.clusterLock === undefined || this.held !== undefined

@@ -18,6 +18,17 @@ import { askNodes, run, type Task } from "./task.ts"
 import { activePnns, connectedPnns } from "./view.ts"
 import { Watch } from "./watch.ts"
 
+/** What this node believes about leadership, and what it does as leader. */
+export interface Standing {
+  readonly leader: number
+  readonly isLeader: boolean
+  readonly electionInProgress: boolean
+  readonly holdsLock: boolean
+  readonly recovering: boolean
+  /** Questions of its own that wait for an answer. */
+  readonly pendingRequests: number
+}
+
 const PING_MS = 1000
 /** The own daemon must answer within this time before an election is announced. */
 const OWN_ANSWER_MS = 2000
@@ -84,6 +95,13 @@ export class RecoveryDaemon {
       this.leadership.start()
       this.nextPass()
     })
+  }
+
+  /** A copy of the present state; it changes nothing. */
+  standing(): Standing {
+    const { leader, isLeader, electionInProgress, holdsLock } = this.leadership
+    const recovering = this.watch.recoveries.inProgress
+    return { leader, isLeader, electionInProgress, holdsLock, recovering, pendingRequests: this.session.pendingRequests }
   }
 
   /** Gives up leadership and lock, and ends once the others have been told. */

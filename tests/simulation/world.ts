@@ -5,7 +5,10 @@
 import type { HeldLock, LockOutcome, NodeEnvironment, RecoveryEnvironment } from "../../daemon/environment.ts"
 import { Node } from "../../daemon/node.ts"
 import { RecoveryDaemon } from "../../daemon/recovery/recovery-daemon.ts"
+import { Session } from "../../lib/client/session.ts"
+import type { Parsed } from "../../lib/config/fault.ts"
 import type { Logger } from "../../lib/config/log.ts"
+import type { ListedNode } from "../../lib/config/nodes-file.ts"
 import { defaultTunables, type Tunables } from "../../lib/config/tunables.ts"
 import type { PacketConnection, PacketHandler, Scheduler, Timer } from "../../lib/net/ports.ts"
 
@@ -108,13 +111,20 @@ export class SimProcess {
   readonly backlog: (() => void)[] = []
   readonly connections = new Set<SimConnection>()
   readonly locks = new Set<LockHolding>()
+  /** The recovery daemon that this process is, if it is one. */
+  recovery: RecoveryDaemon | undefined
+  /** Since when it runs without having stood still. */
+  runsSinceMs: number
   onExit: (reason: string) => void = () => {}
 
   constructor(
     readonly world: World,
     readonly name: string,
     readonly host: Host,
-  ) {}
+  ) {
+    this.runsSinceMs = world.nowMs
+    world.born(this)
+  }
 
   scheduler(): Scheduler {
     const { world } = this
@@ -129,6 +139,7 @@ export class SimProcess {
 }
 
 interface LockHolding extends HeldLock {
+  readonly lock: string
   readonly onLost: () => void
   readonly process: SimProcess
 }
@@ -182,14 +193,23 @@ export class SimConnection implements PacketConnection {
   }
 
   private receive(packet: Uint8Array): void {
-    if (this.open) this.handler?.onPacket(packet)
-    // The host is up again and knows nothing of this connection: it resets it.
-    else this.peer?.resetByPeer()
+    if (!this.open) {
+      this.reset()
+      return
+    }
+    const { world } = this.process
+    if (world.tap !== undefined && !world.tap(this.peer!.process, this.process, packet)) return
+    world.arrived = packet
+    this.handler?.onPacket(packet)
   }
 
-  private resetByPeer(): void {
-    const { world } = this.process
-    world.at(world.nowMs + 0.1, this.process, () => this.ended("connection reset"))
+  /** A host that is up knows nothing of this connection and says so; one without power says nothing. */
+  private reset(): void {
+    const { peer } = this
+    const { world, host } = this.process
+    if (peer === undefined || !host.powered) return
+    const between: [Host, Host] | undefined = this.local ? undefined : [host, peer.process.host]
+    world.transfer(between, world.nowMs + 0.1, peer.process, () => peer.ended("connection reset"))
   }
 
   private ended(reason: string): void {
@@ -206,7 +226,7 @@ export class SimConnection implements PacketConnection {
 
 /** Waits for a cut link to heal. */
 interface Held {
-  readonly atMs: number
+  readonly from: Host
   readonly process: SimProcess
   readonly arrive: () => void
 }
@@ -223,6 +243,13 @@ export class Host {
   node: Node | undefined
   recovery: RecoveryDaemon | undefined
   exitStatus: number | undefined
+  powered = true
+  /** The main daemon has ended by itself, in an orderly way or not. */
+  onExit: (status: number) => void = () => {}
+  /** What the scripts of an event answer. */
+  eventStatus: (event: string) => number = () => 0
+  /** The cluster lock of this node's configuration, where it is not the common one. */
+  lockString: string | undefined
   private acceptClients = false
   readonly tunables: Tunables
 
@@ -243,12 +270,13 @@ export class Host {
     const { world } = this
     const main = new SimProcess(world, `${this.pnn}`, this)
     this.main = main
+    this.powered = true
     this.acceptClients = false
     this.exitStatus = undefined
     this.node = new Node(
       {
         tunables: { ...this.tunables },
-        clusterLock: world.options.lock ? "/cluster/lock" : undefined,
+        clusterLock: this.clusterLock(),
         leaderCapability: true,
         lmasterCapability: true,
         startAsStopped: false,
@@ -263,10 +291,18 @@ export class Host {
     this.node.start()
   }
 
+  private clusterLock(): string | undefined {
+    return this.world.options.lock ? (this.lockString ?? "/cluster/lock") : undefined
+  }
+
   /** The whole host goes. `power`: without a word to anybody, else as after kill -9 of all processes. */
   crash(power: boolean): void {
     this.world.trace(this.pnn, power ? "POWER LOSS" : "KILL -9")
-    for (const process of [this.main, this.recd]) if (process !== undefined) this.world.end(process, power)
+    for (const process of this.world.processesOf(this)) this.world.end(process, power)
+    if (power) {
+      this.powered = false
+      this.world.forgetHeld(this)
+    }
     this.main = undefined
     this.recd = undefined
     this.node = undefined
@@ -280,14 +316,16 @@ export class Host {
       wallClock: () => world.wallClock(),
       randomU32: () => world.random.u32(),
       log: world.logger(process.name),
-      readNodes: (done) => done({ ok: true, value: world.nodesList() }),
+      readNodes: (done) => done(world.nodesList(this)),
       clusterLock: {
-        take: (_lock, timeoutMs, done, onLost) => world.takeLock(process, timeoutMs, done, onLost),
+        take: (lock, timeoutMs, done, onLost) => world.takeLock(process, lock, timeoutMs, done, onLost),
       },
       exit: (status) => {
         world.trace(process.name, `EXIT ${status}`)
-        if (process === this.main) this.exitStatus = status
         world.end(process, false)
+        if (process !== this.main) return
+        this.exitStatus = status
+        this.onExit(status)
       },
       transport: {
         listen: (address, port, onAccept) => world.listen(process, address, port, onAccept),
@@ -297,8 +335,8 @@ export class Host {
       pid: 1000 + this.pnn,
       processExists: () => true,
       startRecoveryDaemon: (onExit) => this.startRecoveryDaemon(onExit),
-      runEvent: (_event, _argument, _timeoutS, done) => {
-        world.at(world.nowMs + world.random.between(1, 30), process, () => done(0))
+      runEvent: (event, _argument, _timeoutS, done) => {
+        world.at(world.nowMs + world.random.between(1, 30), process, () => done(this.eventStatus(event)))
       },
       notify: () => {},
       acceptClients: () => {
@@ -315,20 +353,21 @@ export class Host {
   private startRecoveryDaemon(onExit: (reason: string) => void) {
     const { world } = this
     const process = new SimProcess(world, `${this.pnn}r`, this)
+    const parent = this.main
     process.onExit = (reason) => {
-      const main = this.main
-      if (main !== undefined) world.at(world.nowMs + 1, main, () => onExit(reason))
+      world.at(world.nowMs + 1, parent, () => onExit(reason))
     }
     this.recd = process
     const recovery = new RecoveryDaemon(
       {
-        clusterLock: world.options.lock ? "/cluster/lock" : undefined,
+        clusterLock: this.clusterLock(),
         leaderTimeoutS: 5,
         testMode: world.options.testMode,
       },
       { ...this.common(process), connectLocal: (handler) => this.connectLocal(process, handler) },
     )
     this.recovery = recovery
+    process.recovery = recovery
     world.at(world.nowMs + world.random.between(5, 60), process, () => recovery.start())
     return {
       terminate: () => {
@@ -354,6 +393,20 @@ export class Host {
     theirs.handler = node.acceptClient(theirs, { pid: 1, uid: 0, gid: 0 })
     return mine
   }
+
+  /** A program on this host that is a client of its node. undefined: the node serves no clients now. */
+  client(): Session | undefined {
+    const process = new SimProcess(this.world, `${this.pnn}c`, this)
+    const session = new Session(process.scheduler())
+    session.pnn = this.pnn
+    try {
+      session.attach(this.connectLocal(process, session.handler))
+    } catch {
+      this.world.end(process, false)
+      return undefined
+    }
+    return session
+  }
 }
 
 export interface WorldOptions {
@@ -372,14 +425,23 @@ export class World {
   readonly hosts: Host[]
   readonly tunables: Tunables
   events = 0
+  /** Called after each event with the process it was for; undefined: something outside the nodes has happened. */
+  check: ((process: SimProcess | undefined) => void) | undefined
+  /** Sees every packet that arrives on any connection; false loses it. */
+  tap: ((from: SimProcess, to: SimProcess, packet: Uint8Array) => boolean) | undefined
+  /** The packet that the present event has brought, if it is the arrival of one. */
+  arrived: Uint8Array | undefined
   private readonly queue = new EventQueue()
   private order = 0
-  private readonly lines: string[] = []
+  private readonly processes = new Set<SimProcess>()
+  private readonly lines: [atMs: number, who: string | number, text: string][] = []
   private readonly listeners = new Map<string, SimListener>()
   private readonly cuts = new Set<number>()
   private readonly heldBack = new Map<number, Held[]>()
-  private lockHolder: LockHolding | undefined
-  private lockFreeMs = 0
+  /** Who holds which lock. */
+  private readonly lockHolders = new Map<string, LockHolding>()
+  /** What a host reads as its nodes list, where that is not the common one; undefined: it can't be read. */
+  readonly lists = new Map<Host, readonly ListedNode[] | undefined>()
   /** Share of segments that are lost, and come again. */
   loss = 0
   /** Delays between hosts are drawn from 0.05 ms to this. */
@@ -425,7 +487,9 @@ export class World {
       return
     }
     this.events++
+    this.arrived = undefined
     event.run()
+    this.check?.(process)
   }
 
   wallClock(): { readonly sec: number; readonly usec: number } {
@@ -435,9 +499,22 @@ export class World {
 
   // ---- processes -----------------------------------------------------------------------------------------------
 
+  born(process: SimProcess): void {
+    this.processes.add(process)
+  }
+
+  get allProcesses(): ReadonlySet<SimProcess> {
+    return this.processes
+  }
+
+  processesOf(host: Host): SimProcess[] {
+    return [...this.processes].filter((process) => process.host === host)
+  }
+
   end(process: SimProcess, silently: boolean): void {
     if (!process.alive) return
     process.alive = false
+    this.processes.delete(process)
     for (const connection of [...process.connections]) connection.die(silently && !connection.local)
     for (const holding of [...process.locks]) this.freeLockLater(holding)
     for (const [key, listener] of this.listeners) if (listener.process === process) this.listeners.delete(key)
@@ -454,34 +531,64 @@ export class World {
     if (!process.frozen) return
     this.trace(process.name, "CONT")
     process.frozen = false
+    process.runsSinceMs = this.nowMs
     for (const run of process.backlog.splice(0)) {
-      if (process.alive) run()
+      if (!process.alive) break
+      this.arrived = undefined
+      run()
     }
+    this.check?.(process)
   }
 
   // ---- network -------------------------------------------------------------------------------------------------
 
-  private pair(a: Host, b: Host): number {
-    return Math.min(a.pnn, b.pnn) * 64 + Math.max(a.pnn, b.pnn)
+  private way(from: Host, to: Host): number {
+    return from.pnn * 64 + to.pnn
   }
 
-  isCut(a: Host, b: Host): boolean {
-    return this.cuts.has(this.pair(a, b))
+  isCut(from: Host, to: Host): boolean {
+    return this.cuts.size > 0 && this.cuts.has(this.way(from, to))
   }
 
   cut(a: Host, b: Host): void {
-    if (a === b || this.isCut(a, b)) return
-    this.trace("net", `CUT ${a.pnn} | ${b.pnn}`)
-    this.cuts.add(this.pair(a, b))
+    this.cutOneWay(a, b)
+    this.cutOneWay(b, a)
+  }
+
+  /** Nothing gets from `from` to `to` any more; the other way stays open. */
+  cutOneWay(from: Host, to: Host): void {
+    if (from === to || this.isCut(from, to)) return
+    this.trace("net", `CUT ${from.pnn} -> ${to.pnn}`)
+    this.cuts.add(this.way(from, to))
   }
 
   /** What was sent while the link was cut comes through now, as TCP sends it again. */
   heal(a: Host, b: Host): void {
-    if (!this.cuts.delete(this.pair(a, b))) return
-    this.trace("net", `HEAL ${a.pnn} - ${b.pnn}`)
-    const held = this.heldBack.get(this.pair(a, b)) ?? []
-    this.heldBack.delete(this.pair(a, b))
-    for (const { process, arrive } of held) this.at(this.nowMs + this.delay(a, b), process, arrive)
+    for (const [from, to] of [
+      [a, b],
+      [b, a],
+    ] as const) {
+      const way = this.way(from, to)
+      if (!this.cuts.delete(way)) continue
+      this.trace("net", `HEAL ${from.pnn} -> ${to.pnn}`)
+      const held = this.heldBack.get(way) ?? []
+      this.heldBack.delete(way)
+      let arrivesMs = this.nowMs
+      for (const { process, arrive } of held) {
+        arrivesMs = Math.max(arrivesMs, this.nowMs + this.delay(from, to))
+        this.transfer([from, to], arrivesMs, process, arrive)
+      }
+    }
+  }
+
+  /** A host without power sends nothing again. */
+  forgetHeld(host: Host): void {
+    for (const [way, held] of this.heldBack) {
+      this.heldBack.set(
+        way,
+        held.filter(({ from }) => from !== host),
+      )
+    }
   }
 
   delay(a: Host, b: Host): number {
@@ -495,16 +602,16 @@ export class World {
       this.at(atMs, process, arrive)
       return
     }
-    const [a, b] = between
+    const [from, to] = between
     this.at(atMs, undefined, () => {
-      if (!this.isCut(a, b)) {
+      if (!this.isCut(from, to)) {
         this.dispatch({ atMs, order: 0, process: process.alive ? process : undefined, run: arrive })
         return
       }
-      const key = this.pair(a, b)
-      const held = this.heldBack.get(key)
-      if (held === undefined) this.heldBack.set(key, [{ atMs, process, arrive }])
-      else held.push({ atMs, process, arrive })
+      const way = this.way(from, to)
+      const held = this.heldBack.get(way)
+      if (held === undefined) this.heldBack.set(way, [{ from, process, arrive }])
+      else held.push({ from, process, arrive })
     })
   }
 
@@ -540,10 +647,11 @@ export class World {
       process,
       once(() => onFailed("timed out")),
     )
-    if (target === undefined || this.isCut(process.host, target)) return once(() => {})
+    if (target === undefined) return once(() => {})
     this.at(this.nowMs + this.delay(process.host, target), undefined, () => {
       const listener = this.listeners.get(`${remote}:${port}`)
-      if (over || !process.alive || this.isCut(process.host, target)) return
+      const through = !this.isCut(process.host, target) && !this.isCut(target, process.host) && target.powered
+      if (over || !process.alive || !through) return
       if (listener === undefined) {
         this.dispatch({ atMs: 0, order: 0, process, run: once(() => onFailed("connection refused")) })
         return
@@ -584,6 +692,7 @@ export class World {
 
   takeLock(
     process: SimProcess,
+    lock: string,
     _timeoutMs: number,
     done: (outcome: LockOutcome, held: HeldLock | undefined) => void,
     onLost: () => void,
@@ -592,16 +701,9 @@ export class World {
     let taken: LockHolding | undefined
     this.at(this.nowMs + this.random.between(1, 20), undefined, () => {
       if (cancelled || !process.alive) return
-      if (this.lockHolder === undefined && this.nowMs >= this.lockFreeMs) {
-        const holding: LockHolding = {
-          process,
-          onLost,
-          release: () => {
-            process.locks.delete(holding)
-            if (this.lockHolder === holding) this.lockHolder = undefined
-          },
-        }
-        this.lockHolder = holding
+      if (!this.lockHolders.has(lock)) {
+        const holding: LockHolding = { lock, process, onLost, release: () => this.free(holding) }
+        this.lockHolders.set(lock, holding)
         process.locks.add(holding)
         taken = holding
         this.trace(process.name, "LOCK TAKEN")
@@ -622,36 +724,43 @@ export class World {
     }
   }
 
-  /** The lock's helper ends by itself: the file was removed, say. The holder hears of it. */
-  loseLock(): void {
-    const holding = this.lockHolder
-    if (holding === undefined || holding.process.frozen) return
-    this.trace(holding.process.name, "LOCK LOST")
+  private free(holding: LockHolding): void {
     holding.process.locks.delete(holding)
-    this.lockHolder = undefined
-    if (holding.process.alive) holding.onLost()
+    if (this.lockHolders.get(holding.lock) === holding) this.lockHolders.delete(holding.lock)
   }
 
-  get lockHeldBy(): SimProcess | undefined {
-    return this.lockHolder?.process
+  /** The lock's helper ends by itself: the file was removed, say. The holder hears of it, if it can hear. */
+  loseLock(lock = "/cluster/lock"): void {
+    const holding = this.lockHolders.get(lock)
+    if (holding === undefined) return
+    const { process } = holding
+    this.trace(process.name, "LOCK LOST")
+    this.free(holding)
+    if (process.alive) this.dispatch({ atMs: 0, order: 0, process, run: holding.onLost })
+  }
+
+  holdsLock(process: SimProcess): boolean {
+    return process.locks.size > 0
+  }
+
+  lockHeldBy(lock = "/cluster/lock"): SimProcess | undefined {
+    return this.lockHolders.get(lock)?.process
   }
 
   /** The helper of a process that died notices that up to five seconds later (cluster page 5.7). */
   private freeLockLater(holding: LockHolding): void {
     holding.process.locks.delete(holding)
-    if (this.lockHolder !== holding) return
-    this.at(this.nowMs + this.random.between(0, 5000), undefined, () => {
-      if (this.lockHolder === holding) this.lockHolder = undefined
-    })
+    this.at(this.nowMs + this.random.between(0, 5000), undefined, () => this.free(holding))
   }
 
   // ---- the rest ------------------------------------------------------------------------------------------------
 
-  nodesList() {
+  /** The list as all hosts have it, unless a test gave one of them another. */
+  commonList(): ListedNode[] {
     return this.hosts.map((host) => ({
       pnn: host.pnn,
       address: host.address,
-      family: "inet" as const,
+      family: "inet",
       port: 4379,
       deleted: false,
       flags: 0x3,
@@ -659,13 +768,20 @@ export class World {
     }))
   }
 
+  nodesList(host: Host): Parsed<readonly ListedNode[]> {
+    const list = this.lists.has(host) ? this.lists.get(host) : this.commonList()
+    if (list !== undefined) return { ok: true, value: list }
+    return { ok: false, faults: [{ source: "nodes", line: 2, cause: "Invalid node address x" }] }
+  }
+
   trace(who: string | number, text: string): void {
-    this.lines.push(`${(this.nowMs / 1000).toFixed(3).padStart(9)} ${String(who).padEnd(3)} ${text}`)
+    this.lines.push([this.nowMs, who, text])
     if (this.lines.length > TRACE_LINES * 2) this.lines.splice(0, TRACE_LINES)
   }
 
   traceText(): string {
-    return this.lines.slice(-TRACE_LINES).join("\n")
+    const lines = this.lines.slice(-TRACE_LINES)
+    return lines.map(([at, who, text]) => `${(at / 1000).toFixed(3).padStart(9)} ${String(who).padEnd(3)} ${text}`).join("\n")
   }
 
   logger(name: string): Logger {
