@@ -45,6 +45,7 @@ const SOCKET_BACKLOG = 100
 
 const options: readonly PoptOption[] = [
   { long: "interactive", short: "i", takesValue: false },
+  { long: "foreground", takesValue: false },
   { long: "log-format", takesValue: true },
   { long: "announce-version", takesValue: true },
   { long: "help", short: "?", takesValue: false },
@@ -53,6 +54,7 @@ const options: readonly PoptOption[] = [
 
 const help = `Usage: [OPTION...]
   -i, --interactive            don't fork, log to stderr
+      --foreground             don't fork, log as configured
       --log-format=FORMAT      stock (default) or json: one JSON object a line
       --announce-version=V     Samba version that keepalives announce: MAJOR.MINOR, or auto (default): the peers'
 
@@ -60,12 +62,13 @@ Help options:
   -?, --help                   Show this help message
       --usage                  Display brief usage message
 `
-const usage = `Usage: [-?i] [-?|--help] [--usage] [-i|--interactive] [--log-format=FORMAT]
-        [--announce-version=V]
+const usage = `Usage: [-?i] [-?|--help] [--usage] [-i|--interactive] [--foreground]
+        [--log-format=FORMAT] [--announce-version=V]
 `
 
 interface Options {
   readonly interactive: boolean
+  readonly foreground: boolean
   readonly logFormat: LogFormat
   readonly announcedVersion: AnnouncedVersion
 }
@@ -105,7 +108,7 @@ export async function run(argv: readonly string[]): Promise<number> {
     for (const remark of remarks) log.warning(faultText(remark))
     const problem = checkFiles(log, paths, configuration)
     if (problem !== 0) return problem
-    if (!parsed.interactive) return startInBackground(argv, paths)
+    if (!parsed.foreground) return startInBackground(argv, paths)
   }
   return new Daemon(log, paths, configuration, parsed).live(inBackground)
 }
@@ -137,7 +140,9 @@ function parseOptions(argv: readonly string[]): Options | number {
     )
     return 1
   }
-  return { interactive: value("interactive") !== undefined, logFormat, announcedVersion }
+  const interactive = value("interactive") !== undefined
+  const foreground = interactive || value("foreground") !== undefined
+  return { interactive, foreground, logFormat, announcedVersion }
 }
 
 /** `fromTest` is the stock daemon's override: a decimal number, not above 0 ignored (wire-protocol page 3.9). */
@@ -331,7 +336,8 @@ class Daemon {
       this.node?.recoveryDaemon.reopenLog()
     })
     process.on("SIGUSR1", () => {})
-    if (!this.paths.testMode || !fstatSync(0).isFIFO()) return
+    const stdin = fstatSync(0)
+    if (!this.paths.testMode || !(stdin.isFIFO() || stdin.isSocket())) return
     process.stdin.on("end", () => this.node?.shutdown(STDIN_CLOSED_STATUS, "stdin closed, exiting"))
     process.stdin.resume()
   }
