@@ -5,7 +5,7 @@
 import type { Socket, SocketHandler, TCPSocketConnectOptions } from "bun"
 import { type PacketConnection, type PacketHandler, Priority } from "./ports.ts"
 import { Found, PacketReader, type ReaderLimits } from "./reader.ts"
-import { PACKET_COST, type TurnTaker, wantFlush, wantTurn } from "./turns.ts"
+import { arrived, PACKET_COST, type TurnTaker, wantFlush, wantTurn } from "./turns.ts"
 
 /** Bun's sockets have their descriptor as a property that its types leave out. */
 export type StreamSocket = Socket<SocketConnection> & { readonly fd: number }
@@ -160,7 +160,9 @@ export class SocketConnection implements PacketConnection, TurnTaker {
     }
     this.reader.push(chunk)
     if (this.reader.bufferedBytes > READ_BACKLOG) this.pauseSocket()
-    this.askForTurn()
+    if (this.waitsForTurn || this.handler === undefined || this.pausedByOwner) return
+    this.waitsForTurn = true
+    arrived(this)
   }
 
   writable(): void {

@@ -1,6 +1,7 @@
 // Shares the turns of the event loop among connections (design decision 3): what arrived in a turn is handled after the
 // poll, class by class, connections of a class taking turns by bytes, each class within a budget; then every connection
 // that queued something writes once. What is over the budget waits for the next turn, after new input was polled.
+// On an idle loop there is nothing to share: what arrives then is served, and written, at once.
 
 import { Priority } from "./ports.ts"
 
@@ -12,6 +13,9 @@ export const TURN_QUANTUM = 16 * 1024
 export const CLASS_BUDGETS: readonly number[] = [512 * 1024, 512 * 1024, 256 * 1024]
 /** A turn stops handing out packets after this time, whatever the budgets say (ms). */
 export const TURN_TIME_MS = 50
+
+/** The loop counts as busy if it was at work this shortly before (ms): longer than it takes to fetch the next event. */
+const BUSY_GAP_MS = 0.015
 
 /** What takes turns: a connection. */
 export interface TurnTaker {
@@ -25,6 +29,11 @@ export interface TurnTaker {
 const classes: TurnTaker[][] = [[], [], []]
 let writers: TurnTaker[] = []
 let scheduled = false
+/** In a turn, or serving at once: flushing comes at its end. */
+let serving = false
+let workEnded = 0
+
+const isBusy = (): boolean => scheduled || serving || performance.now() - workEnded < BUSY_GAP_MS
 
 function schedule(): void {
   if (scheduled) return
@@ -38,21 +47,50 @@ export function wantTurn(taker: TurnTaker): void {
   schedule()
 }
 
-/** Asks for flush() at the end of this turn. To be called once until it came. */
+/**
+ * Input for `taker` just arrived. On an idle loop it takes a turn now, of one quantum; otherwise it waits for one, as
+ * with wantTurn().
+ */
+export function arrived(taker: TurnTaker): void {
+  if (isBusy()) {
+    wantTurn(taker)
+    return
+  }
+  serving = true
+  if (guarded(taker, takeOne) >= TURN_QUANTUM) wantTurn(taker)
+  flushAll()
+}
+
+/** Asks for flush() when what runs now is done, on a busy loop at the end of the turn. To be called once until it came. */
 export function wantFlush(taker: TurnTaker): void {
   writers.push(taker)
-  schedule()
+  if (serving) return
+  if (isBusy()) schedule()
+  else if (writers.length === 1) queueMicrotask(flushEarly)
+}
+
+function flushEarly(): void {
+  if (!serving && !scheduled) flushAll()
 }
 
 function run(): void {
   scheduled = false
+  serving = true
   const deadline = performance.now() + TURN_TIME_MS
   for (const priority of [Priority.LIVENESS, Priority.RECORD, Priority.BULK]) {
     if (classes[priority]!.length > 0) runClass(priority, CLASS_BUDGETS[priority]!, deadline)
   }
+  flushAll()
+}
+
+/** Ends a turn: everybody writes, and what is left over gets the next one. */
+function flushAll(): void {
+  serving = true
   const flushing = writers
   writers = []
   for (const writer of flushing) guarded(writer, flushOne)
+  serving = false
+  workEnded = performance.now()
   if (writers.length > 0 || classes.some((takers) => takers.length > 0)) schedule()
 }
 
