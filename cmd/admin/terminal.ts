@@ -4,7 +4,7 @@
 import { confirm, isCancel } from "@clack/prompts"
 import Table from "cli-table3"
 
-const colourful = process.env.NO_COLOR === undefined && process.env.TERM !== "dumb"
+const colourful = process.stdout.isTTY && process.env.NO_COLOR === undefined && process.env.TERM !== "dumb"
 const paint = (code: number, text: string) => (colourful ? `\x1b[${code}m${text}\x1b[0m` : text)
 
 export const red = (text: string) => paint(31, text)
