@@ -105,7 +105,7 @@ export function ban(invocation: Invocation): Promise<number> {
     word: "banned",
     send: async () => {
       const time = parseUint32(invocation.words[0] ?? "")
-      if (!time.ok) return invocation.fail(time.errno)
+      if (!time.ok) return invocation.fail(invocation.badNumber(invocation.words[0] ?? "", time.errno))
       if (time.value === 0) return invocation.fail(EINVAL, "Ban time cannot be zero")
       const request = { pnn: node, time: time.value }
       return await invocation.control("SET_BAN_STATE", node, request, `Failed to ban node ${node}`)

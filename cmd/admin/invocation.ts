@@ -74,6 +74,16 @@ export class Invocation {
     throw new Failure(status)
   }
 
+  /** A word that is no number of its kind: the stock tool ends without a text; people get one. */
+  badNumber(word: string, errno: number): number {
+    if (this.output.mode === "terminal") {
+      this.output.warn(
+        `${this.command.name}: "${word}" is ${errno === Errno.EINVAL ? "not a number" : "too large a number"}`,
+      )
+    }
+    return errno
+  }
+
   /**
    * Sends a control and returns its reply. A failure prints the stock tool's line, then `line` if given.
    * @throws Failure

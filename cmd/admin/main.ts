@@ -2,19 +2,19 @@
 // throws into texts and an exit status. The order of these steps, and so of their errors, is the stock tool's (reference
 // page "Admin tool", sections 1 and 2).
 
-import { isatty } from "node:tty"
 import type { Client } from "../../lib/client/client.ts"
 import { BROKEN_SETUP_STATUS, BrokenSetupError, type Paths, resolvePaths } from "../../lib/config/paths.ts"
 import { acceptsCount, type Command, commandHelp, commands, formerNames } from "./commands.ts"
 import { parseUnsigned } from "./numbers.ts"
 import { type Options, optionHelp, optionUsage, parseOptions } from "./options.ts"
 import { type Mode, Output } from "./output.ts"
+import { isTerminal } from "./tty.ts"
 
 /** Seconds that a run may take when neither `-T` nor CTDB_TIMEOUT says. */
 const DEFAULT_RUN_TIME = 120
 
 export async function run(argv: readonly string[]): Promise<number> {
-  const terminal = isatty(1)
+  const terminal = await isTerminal(1)
   const parsed = parseOptions(argv)
   const plain = new Output("text", "|")
   const finish = (status: number) => {
@@ -51,7 +51,7 @@ export async function run(argv: readonly string[]): Promise<number> {
   const command = commands.find((candidate) => candidate.name === name)
   if (command === undefined) {
     plain.warn(`Unknown command '${name}'`)
-    if (isatty(2)) plain.warn(hint(name))
+    if (await isTerminal(2)) plain.warn(hint(name))
     return 1
   }
   const mode: Mode = options.json ? "json" : options.machine ? "machine" : terminal ? "terminal" : "text"
@@ -159,7 +159,7 @@ async function confirmed(
   options: Options,
 ): Promise<boolean> {
   const { ask } = invocation.command
-  if (ask === undefined || options.yes || invocation.output.mode !== "terminal" || !isatty(0)) return true
+  if (ask === undefined || options.yes || invocation.output.mode !== "terminal" || !(await isTerminal(0))) return true
   const terminal = await import("./terminal.ts")
   return await terminal.ask(ask(invocation.node, invocation.words))
 }

@@ -192,7 +192,7 @@ export async function processExists(invocation: Invocation): Promise<number> {
   let srvid = 0n
   if (words[1] !== undefined) {
     const parsed = parseUnsigned(words[1])
-    if (!parsed.ok) return parsed.errno
+    if (!parsed.ok) return invocation.badNumber(words[1], parsed.errno)
     srvid = parsed.value
   }
   const status =

@@ -2,7 +2,7 @@
 // that a reload can follow, and then makes every node reload it. Reference page "Admin tool", section 8.7.
 
 import type { ListedNode } from "../../lib/config/nodes-file.ts"
-import { NodeFlag } from "../../lib/protocol/constants.ts"
+import { Errno, NodeFlag } from "../../lib/protocol/constants.ts"
 import type { NodeMap } from "../../lib/protocol/structs.ts"
 import type { Invocation } from "./invocation.ts"
 import { connectedNodes, fetchNodeMap } from "./nodes.ts"
@@ -103,13 +103,14 @@ export async function reloadnodes(invocation: Invocation): Promise<number> {
 
   const seconds = disableSeconds(options.timeLimit)
   const refused = await disableOperation(invocation, "recoveries", connected, seconds)
-  if (refused !== undefined) return invocation.fail(refused, "Failed to disable recoveries")
+  if (refused !== undefined && refused !== Errno.ETIMEDOUT)
+    return invocation.fail(refused, "Failed to disable recoveries")
   const reloaded = await invocation.controlAll("RELOAD_NODES_FILE", connected)
   const failed = [...reloaded].filter(([, outcome]) => !outcome.ok).map(([node]) => node)
   for (const node of failed) output.warn(`Node ${node} failed to reload nodes`)
   if (failed.length > 0) output.warn("You MUST fix failed nodes manually!")
   const kept = await disableOperation(invocation, "recoveries", connected, 0)
-  if (kept !== undefined) return invocation.fail(kept, "Failed to enable recoveries")
+  if (kept !== undefined && kept !== Errno.ETIMEDOUT) return invocation.fail(kept, "Failed to enable recoveries")
   report(failed)
   return 0
 }

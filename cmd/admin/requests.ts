@@ -74,7 +74,7 @@ export async function disableOperation(
   nodes: readonly number[],
   seconds: number,
 ): Promise<number | undefined> {
-  const { client, localNode, timeoutMs } = invocation
+  const { client, output, localNode, timeoutMs } = invocation
   const srvid = newReplySrvid()
   const waitingFor = new Set(nodes)
   let finish: (result: number | undefined) => void = () => {}
@@ -88,7 +88,13 @@ export async function disableOperation(
     waitingFor.delete(result)
     if (waitingFor.size === 0) finish(undefined)
   })
-  const timer = setTimeout(() => finish(Errno.ETIMEDOUT), timeoutMs)
+  // The stock tool means to report this and passes it over instead; scripts see no text, people do.
+  const timer = setTimeout(() => {
+    const left = [...waitingFor].join(", ")
+    const what = seconds > 0 ? "disable" : "enable"
+    if (output.mode === "terminal") output.warn(`No answer from node ${left} to the request to ${what} ${operation}`)
+    finish(Errno.ETIMEDOUT)
+  }, timeoutMs)
   try {
     const target = operation === "takeover runs" ? Srvid.DISABLE_TAKEOVER_RUNS : Srvid.DISABLE_RECOVERIES
     const request = encode(disableMessage, { pnn: localNode, srvid, timeout: seconds })

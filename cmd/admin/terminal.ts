@@ -56,8 +56,9 @@ export async function ask(question: string): Promise<boolean> {
   return !isCancel(answer) && answer
 }
 
-/** `3 d 4 h`, `2 min 5 s`, `0.4 s`: the two largest units. */
+/** `3 d 4 h`, `2 min 5 s`, `1.4 s`, `3.2 ms`: the two largest units. */
 export function duration(seconds: number): string {
+  if (seconds < 0.1) return `${(seconds * 1000).toFixed(1)} ms`
   if (seconds < 60) return `${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`
   const whole = Math.round(seconds)
   const units = [

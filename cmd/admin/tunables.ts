@@ -41,7 +41,7 @@ export async function setvar(invocation: Invocation): Promise<number> {
   const [name = "", text = ""] = words
   if (!isKnown(await listNames(invocation, noList(node)), name)) return refuse(invocation, name)
   const parsed = parseUint32(text)
-  if (!parsed.ok) return parsed.errno
+  if (!parsed.ok) return invocation.badNumber(text, parsed.errno)
   const status = await invocation.controlStatus("SET_TUNABLE", node, { value: parsed.value, name })
   if (status === OBSOLETE) output.warn(`Setting obsolete tunable variable '${name}'`)
   else if (status !== 0) return invocation.controlRefused("SET_TUNABLE", status)

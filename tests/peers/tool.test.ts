@@ -620,6 +620,193 @@ describe.skipIf(!stockInstalled)("the tool beside the stock tool", () => {
     }, 120_000)
   })
 
+  describe("public addresses and tickles", () => {
+    const setAddresses = async (lines: readonly string[]) => {
+      for (const { base } of cluster.nodes) {
+        writeFileSync(join(base, "public_addresses"), lines.map((line) => `${line}\n`).join(""))
+      }
+      expect((await runTool(STOCK, ["reloadips", "all"], at(0))).status).toBe(0)
+    }
+
+    test("a cluster without addresses", async () => {
+      const lines = ["ip", "ip all", "-X ip", "-v ip all", "ip x", "ifaces", "-X ifaces", "ipinfo 1.2.3.4", "ipinfo x"]
+      for (const line of [...lines, "delip 1.2.3.4", "gettickles 1.2.3.4", "setifacelink lo up"])
+        await same(split(line), at(0))
+    })
+
+    test("a cluster with addresses, their interface down and up", async () => {
+      await setAddresses(["10.41.1.1/24 lo", "10.41.1.2/24 lo", "fd00:41::1/64 lo"])
+      const views = [
+        "ip",
+        "ip all",
+        "-X ip",
+        "-X ip all",
+        "-v ip",
+        "-v ip all",
+        "-X -v ip all",
+        "-Y -x: -v ip",
+        "-n 1 ip",
+        "-n 2 -v ip",
+        "-t 0 ip",
+        "ifaces",
+        "-X ifaces",
+        "-n 1 ifaces",
+        "-t 0 ifaces",
+        "ipinfo 10.41.1.1",
+        "ipinfo fd00:41::1",
+        "-n 1 ipinfo 10.41.1.2",
+        "ipinfo 1.2.3.4",
+        "-t 0 ipinfo 10.41.1.1",
+        "status",
+        "-X status",
+        "nodestatus all",
+        "-X nodestatus 1",
+      ]
+      for (const line of views) await same(split(line), at(0), generation)
+      const refused = [
+        "setifacelink lo foo",
+        "setifacelink nope up",
+        "setifacelink lo123456789012345 up",
+        "setifacelink lo12345678901234 up",
+        "addip 1.2.3.4 lo",
+        "addip 1.2.3.4/x lo",
+        "addip 1.2.3.4/8x lo",
+        "addip x/24 lo",
+        "addip /24 lo",
+        "addip 10.41.1.1/24 lo",
+        "delip x",
+        "moveip 10.41.1.1 x",
+        "moveip x 1",
+        "-n 1 moveip 10.41.1.1 1",
+        "reloadips x",
+        "reloadips 99",
+        "reloadips ,",
+        "gratarp x lo",
+        "gratarp 10.41.1.1 lo",
+      ]
+      for (const line of refused) await same(split(line), at(0))
+      await sameSequence(
+        [
+          ["-n 1 setifacelink lo up", at(0)],
+          ["setifacelink lo up", at(0)],
+          ["ifaces", at(0)],
+          ["status", at(0)],
+          ["-n 1 setifacelink lo down", at(0)],
+          ["nodestatus all", at(0)],
+          ["setifacelink lo down", at(0)],
+          ["status", at(1)],
+        ],
+        generation,
+      )
+    }, 60_000)
+
+    test("an address is added and deleted", async () => {
+      await sameSequence([
+        ["addip 10.41.1.9/24 lo", at(0)],
+        ["addip 10.41.1.9/24 lo", at(0)],
+        ["delip 10.41.1.9", at(0)],
+        ["reloadips 1", at(0)],
+      ])
+    }, 60_000)
+
+    test("tickles by words and by lines", async () => {
+      await sameSequence([
+        ["addtickle 1.2.3.4:5 10.41.1.1:445", at(0)],
+        ["addtickle 1.2.3.4:7 10.41.1.1:99999", at(0)],
+        ["deltickle [::1]:5 6.7.8.9:10", at(0)],
+        ["addtickle 1.2.3.4 10.41.1.1:445", at(0)],
+        ["addtickle 1.2.3.4: 10.41.1.1:445", at(0)],
+        ["addtickle 1.2.3.4:5x 10.41.1.1:445", at(0)],
+        ["addtickle 1.2.3.4:5", at(0)],
+        ["gettickles 10.41.1.1", at(0)],
+        ["gettickles 10.41.1.1 445", at(0)],
+        ["gettickles 10.41.1.1 0x10", at(0)],
+        ["gettickles 10.41.1.1 x", at(0)],
+        ["-X gettickles 10.41.1.1", at(0)],
+        ["-Y -x, gettickles 10.41.1.1", at(1)],
+        ["deltickle 1.2.3.4:7 10.41.1.1:99999", at(0)],
+        ["addtickle", at(0)],
+      ])
+      const inputs = [
+        "1.2.3.4:5 10.41.1.1:445\n# note\n\n5.5.5.5:6   10.41.1.1:446\n",
+        "1.2.3.4:5\n",
+        "1.2.3.4:x 10.41.1.1:445\n",
+        "[::1]:5 1.2.3.4:4\n",
+        "1.2.3.4:5 10.41.1.1:445 extra",
+        " 1.2.3.4:5 10.41.1.1:445\n",
+      ]
+      for (const input of inputs) {
+        for (const command of ["addtickle", "deltickle"]) {
+          const [stock, own] = await Promise.all(
+            [STOCK, ours].map((tool) =>
+              runTool("/bin/sh", ["-c", `printf '%s' "$2" | "$0" "$1"`, tool, command, input], at(0)),
+            ),
+          )
+          expect({ input, command, ...own }).toEqual({ input, command, ...stock! })
+        }
+      }
+    })
+
+    test("without addresses again", async () => {
+      await setAddresses([])
+      await waitUntil(
+        "no addresses",
+        async () => (await runTool(STOCK, ["ip", "all"], at(0))).stdout.split("\n").length === 2,
+      )
+    }, 60_000)
+  })
+
+  describe("helper programs", () => {
+    const helper = (name: string, script: string): string => {
+      const path = join(directory, name)
+      writeFileSync(path, `#!/bin/sh\n${script}\n`, { mode: 0o755 })
+      return path
+    }
+
+    test("the event helper's output and status", async () => {
+      for (const line of [
+        "event",
+        "event nosuch",
+        "event status legacy monitor",
+        "event status legacy nosuch",
+        "event script list legacy",
+        "event run 1 foo bar",
+        "event -- -d x",
+        "event -d INFO status legacy monitor",
+        "-n 0 event",
+        "scriptstatus",
+        "scriptstatus nosuch",
+        "scriptstatus a b",
+        "natgw list",
+        "natgw",
+        "-n 1 natgw list",
+        "lvs list",
+      ]) {
+        await same(split(line), at(0))
+      }
+    })
+
+    test("how a helper's end becomes an exit status", async () => {
+      const ends: Readonly<Record<string, string>> = {
+        fine: "exit 0",
+        small: "exit 7",
+        errno: "exit 110",
+        edge: "exit 64",
+        unknown: "exit 255",
+        killed: "kill -15 $$",
+      }
+      const paths = [
+        ...Object.entries(ends).map(([name, script]) => helper(name, script)),
+        "/nonexistent/helper",
+        directory,
+      ]
+      for (const path of paths) {
+        const env = { CTDB_EVENT_HELPER: path, CTDB_NATGW_HELPER: path, CTDB_LVS_HELPER: path }
+        for (const line of ["event x", "scriptstatus", "natgw x", "lvs x"]) await same(split(line), at(0, env))
+      }
+    })
+  })
+
   describe("when nodes fail", () => {
     test("a node that hangs costs the time limit", async () => {
       process.kill(cluster.nodes[1]!.pid, "SIGSTOP")
