@@ -28,6 +28,7 @@ import { FREELIST, type Locks } from "./locks.ts"
 import { recover } from "./recovery.ts"
 import { repack, wipe } from "./repack.ts"
 import { startTransaction, type Transaction } from "./transaction.ts"
+import { type Granted, type Wait, Waits } from "./waits.ts"
 
 /** Insert or replace. */
 export const REPLACE = 1
@@ -41,6 +42,15 @@ export type StoreMode = typeof REPLACE | typeof INSERT | typeof MODIFY
 export type Parser<T> = (bytes: Uint8Array, start: number, length: number) => T
 
 const EMPTY = new Uint8Array(0)
+
+// Copies between arrays without making a view of the source first.
+const copyBytes = Buffer.prototype.copy as (
+  this: Uint8Array,
+  to: Uint8Array,
+  at: number,
+  start: number,
+  end: number,
+) => number
 
 export interface TdbParts {
   readonly path: string
@@ -95,7 +105,8 @@ export class Tdb {
   readonly standing: number[] = []
   /** For tests: called before every store of a commit or recovery to the file with a word on what comes next. */
   step: ((what: string) => void) | null = null
-  protected closed = false
+  private waits: Waits | null = null
+  private closed = false
 
   constructor(parts: TdbParts) {
     this.path = parts.path
@@ -228,6 +239,31 @@ export class Tdb {
 
   /** Offset of the live record with this key, 0 when there is none. Its chain is locked. */
   find(key: Uint8Array, hash: number): number {
+    const w = this.w
+    const signed = hash | 0
+    const head = w[(AT_CHAINS >>> 2) + this.chainOf(hash)]!
+    if (head === 0) return 0
+    // The common case in one look: the first record is it, and is sane.
+    if (!this.swapped && (head & 3) === 0 && head >= this.dataStart) {
+      const i = head >>> 2
+      const end = head + RECORD_HEADER
+      if (end <= this.size && w[i + 4] === signed && w[i + 5] === LIVE && w[i + 2] === key.length) {
+        const recLen = w[i + 1]! >>> 0
+        const next = w[i]! >>> 0
+        if (
+          key.length + (w[i + 3]! >>> 0) <= recLen &&
+          end + recLen <= this.size &&
+          next + RECORD_HEADER <= this.size &&
+          this.sameKey(end, key)
+        ) {
+          return head
+        }
+      }
+    }
+    return this.findSlowly(key, hash)
+  }
+
+  private findSlowly(key: Uint8Array, hash: number): number {
     const keyLength = key.length
     const signed = hash | 0
     let offset = this.getUnsigned(AT_CHAINS + 4 * this.chainOf(hash))
@@ -259,6 +295,18 @@ export class Tdb {
 
   /** Lock a list; repair the file first if somebody died in a commit. False: not available (only with `wait` false). */
   lockList(list: number, write: boolean, wait: boolean): boolean {
+    const locks = this.locks
+    if (locks.nest(list, write)) return true
+    if (locks.lockAlone(list, write, wait)) {
+      if (this.w[AT_RECOVERY_START >>> 2] === 0) return true
+      if (this.transaction !== null || !this.needsRecovery()) return true
+      locks.unlock(list)
+      if (!this.recoverWhileOpen(wait)) return false
+    }
+    return this.lockListSlowly(list, write, wait)
+  }
+
+  private lockListSlowly(list: number, write: boolean, wait: boolean): boolean {
     const locks = this.locks
     for (;;) {
       const before = locks.heldLists
@@ -309,6 +357,55 @@ export class Tdb {
   /** Lock the chain of a key's hash unless somebody else, or an earlier waiter of this handle, has it. Nests. */
   tryLockChain(hash: number, write = true): boolean {
     return this.lockList(this.chainOf(hash) + 1, write, false)
+  }
+
+  /**
+   * Wait for a chain's write lock without blocking: `granted` is called in a later turn of the event loop with the lock, which is given
+   * back when it returns (or on `release`, after `keep`). Requests for a chain are served in their order. Use `tryLockChain` first.
+   */
+  waitForChain(hash: number, granted: Granted): Wait {
+    const list = this.chainOf(hash) + 1
+    return this.waitRecovering(granted, (then) => this.waiting().waitForList(list, then))
+  }
+
+  /** Wait for the allrecord lock without blocking. Meanwhile this handle gets no new chain locks. */
+  waitForAllrecord(write: boolean, granted: Granted): Wait {
+    return this.waitRecovering(granted, (then) => this.waiting().waitForAllrecord(write, then))
+  }
+
+  /** Wait for the transaction lock (also that of write walks) without blocking: a transaction may then be started and nests in it. */
+  waitForTransaction(granted: Granted): Wait {
+    return this.waiting().waitForTransaction(granted)
+  }
+
+  private waiting(): Waits {
+    if (this.locks.noLock) throw this.fail("LOCK", "a handle without locks has nothing to wait for")
+    this.waits ??= new Waits(this.locks)
+    return this.waits
+  }
+
+  // Whoever gets a lock first looks whether somebody died in a commit (4.3 step 4), undoes that, and waits again.
+  private waitRecovering(granted: Granted, wait: (granted: Granted) => Wait): Wait {
+    let cancelled = false
+    const attempt = (): Wait =>
+      wait((held, error) => {
+        if (held === null || this.transaction !== null || !this.needsRecovery()) {
+          granted(held, error)
+          return
+        }
+        setTimeout(() => {
+          if (cancelled || this.closed) return
+          this.recoverWhileOpen(true)
+          inner = attempt()
+        }, 0)
+      })
+    let inner = attempt()
+    return {
+      cancel: () => {
+        cancelled = true
+        inner.cancel()
+      },
+    }
   }
 
   unlockChain(hash: number): void {
@@ -401,7 +498,10 @@ export class Tdb {
       const offset = this.find(key, hash)
       if (offset === 0) return -1
       const length = this.getUnsigned(offset + AT_DATA_LEN)
-      if (length <= target.length - at) copyBytes(this.b, offset + RECORD_HEADER + key.length, target, at, length)
+      if (length <= target.length - at) {
+        const start = offset + RECORD_HEADER + key.length
+        copyBytes.call(this.b, target, at, start, start + length)
+      }
       return length
     } finally {
       this.locks.unlock(list)
@@ -617,18 +717,11 @@ export class Tdb {
     this.closed = true
     if (this.transaction !== null) this.transaction.abandon()
     this.idleSpace?.close()
+    this.waits?.close()
     this.locks.close()
     this.backing.close()
     this.w = this.backing.words
     this.b = this.backing.bytes
     this.size = 0
   }
-}
-
-/** Copy a short range: a loop costs less than two views up to about this many bytes. */
-const LOOP_MAX = 48
-
-export function copyBytes(from: Uint8Array, start: number, to: Uint8Array, at: number, length: number): void {
-  if (length <= LOOP_MAX) for (let i = 0; i < length; i++) to[at + i] = from[start + i]!
-  else to.set(from.subarray(start, start + length), at)
 }

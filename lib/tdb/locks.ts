@@ -29,7 +29,7 @@ const MARKED = 2
 
 /** What a waiter thread that holds a chain's mutex needs to hear: see waits.ts. */
 export interface ListWaits {
-  /** May this handle lock `list` now? Blocking callers get true once no waiter thread stands between. */
+  /** May this handle try `list` (-1: allrecord) now? For blocking callers no waiter thread will stand between. */
   admit(list: number, wait: boolean): boolean
   /** A marked list of a waiter was unlocked for the last time. True when the waiter owned it. */
   release(list: number): boolean
@@ -41,7 +41,9 @@ export interface ListWaits {
 export class MutexArea {
   readonly address: number
   readonly buffer: ArrayBuffer
-  private readonly word: Int16Array
+  /** Address of the first list's mutex. */
+  readonly lists: number
+  readonly word: Int16Array
 
   constructor(
     fd: number,
@@ -50,6 +52,7 @@ export class MutexArea {
     this.address = mapShared(fd, length, 0, true)
     this.buffer = viewMemory(this.address, length)
     this.word = new Int16Array(this.buffer, AT_ALLRECORD_WORD, 1)
+    this.lists = this.address + AT_LIST_MUTEXES
   }
 
   get allrecord(): number {
@@ -61,8 +64,11 @@ export class MutexArea {
   get allrecordMutex(): number {
     return this.address + AT_ALLRECORD_MUTEX
   }
+  get allrecordWord(): number {
+    return this.address + AT_ALLRECORD_WORD
+  }
   listMutex(list: number): number {
-    return this.address + AT_LIST_MUTEXES + MUTEX_SIZE * list
+    return this.lists + MUTEX_SIZE * list
   }
   close(): void {
     releaseView(this.buffer)
@@ -71,14 +77,14 @@ export class MutexArea {
 }
 
 export class Locks {
-  /** Take no locks at all (NOLOCK, read-only, memory). May change while open: CTDB sets it during recoveries. */
-  noLock = false
-  /** Nothing may be written through this handle now: read-only, or inside a read traverse. */
-  forbidWrites = false
-  /** How many entries of lists are held; the freelist counts too. */
+  /** Something makes every lock take the long way: allrecord, noLock, forbidWrites. */
+  private slow = false
+  private lockless = false
+  private forbidding = false
+  /** How many lists are held; the freelist counts too. */
   heldLists = 0
   heldChains = 0
-  allrecordCount = 0
+  private allrecords = 0
   allrecordWrite = false
   /** A read lock that a commit will upgrade: for this handle it counts as a write lock. */
   upgradable = false
@@ -101,8 +107,68 @@ export class Locks {
     this.recordsStart = CHAIN_LOCKS + 4 * hashSize
   }
 
+  private decide(): void {
+    this.slow = this.lockless || this.forbidding || this.allrecords !== 0
+  }
+
+  /** Take no locks at all (NOLOCK, read-only, memory). May change while open: CTDB sets it during recoveries. */
+  get noLock(): boolean {
+    return this.lockless
+  }
+  set noLock(value: boolean) {
+    this.lockless = value
+    this.decide()
+  }
+
+  /** Nothing may be written through this handle now: read-only, or inside a read traverse. */
+  get forbidWrites(): boolean {
+    return this.forbidding
+  }
+  set forbidWrites(value: boolean) {
+    this.forbidding = value
+    this.decide()
+  }
+
+  get allrecordCount(): number {
+    return this.allrecords
+  }
+  set allrecordCount(value: number) {
+    this.allrecords = value
+    this.decide()
+  }
+
   private refuse(reason: string): TdbError {
     return new TdbError("LOCK", this.file, reason)
+  }
+
+  /** Nest in a lock of the list that this handle holds already, strong enough: the short way of `lock`. */
+  nest(list: number, write: boolean): boolean {
+    const count = this.count[list]!
+    if (count === 0 || this.slow || (write && (this.type[list]! & WRITE) === 0)) return false
+    this.count[list] = count + 1
+    return true
+  }
+
+  /** Lock a list when no list is held and nothing is special: the short way of `lock`. False: take the long one. */
+  lockAlone(list: number, write: boolean, wait: boolean): boolean {
+    if (this.slow || this.heldLists !== 0 || this.waits !== null) return false
+    const mutexes = this.mutexes
+    if (mutexes === null) {
+      if (!wait) return false
+      lockRange(this.fd, write ? WRITE_LOCK : READ_LOCK, FREELIST_LOCK + 4 * list, 1)
+    } else {
+      const address = mutexes.lists + MUTEX_SIZE * list
+      if (tryLockMutex(address) === BUSY) return false
+      if (mutexes.word[0] !== ALLRECORD_FREE && list !== FREELIST) {
+        unlockMutex(address)
+        return false
+      }
+    }
+    this.count[list] = 1
+    this.type[list] = write ? WRITE : READ
+    this.heldLists = 1
+    if (list !== FREELIST) this.heldChains = 1
+    return true
   }
 
   /**
@@ -127,11 +193,6 @@ export class Locks {
     }
     if (!this.noLock) {
       if (this.waits !== null && !this.waits.admit(list, wait)) return false
-      // admit may have left us with a list that a waiter thread holds
-      if (this.count[list] !== 0) {
-        this.count[list]!++
-        return true
-      }
       if (!this.acquire(list, write, wait)) return false
     }
     this.enter(list, write ? WRITE : READ)
@@ -143,6 +204,11 @@ export class Locks {
     this.type[list] = type
     this.heldLists++
     if (list !== FREELIST) this.heldChains++
+  }
+
+  /** The list's lock was obtained elsewhere on this handle's descriptor or thread (waits.ts): take note of it. */
+  enterList(list: number): void {
+    this.enter(list, WRITE)
   }
 
   private leave(list: number): void {
@@ -169,7 +235,7 @@ export class Locks {
     }
     if (!this.noLock) {
       this.releaseList(list)
-      if (this.waits !== null) this.waits.resume(list)
+      this.waits?.resume(list)
     }
   }
 

@@ -78,7 +78,7 @@ function readSaved(db: Tdb, start: number, used: number): SavedBlock[] {
     if (at + 8 + length > end || offset + length > db.size) {
       throw db.fail("CORRUPT", `recovery record saves ${length} bytes of offset ${offset}`, at)
     }
-    blocks.push({ offset, bytes: db.b.slice(at + 8, at + 8 + length) })
+    blocks.push({ offset, bytes: Uint8Array.from(db.b.subarray(at + 8, at + 8 + length)) })
     at += 8 + length
   }
   return blocks

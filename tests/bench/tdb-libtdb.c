@@ -52,8 +52,10 @@ int main(int argc, char **argv)
 	while (now() / 1e6 < atof(argv[7])) ;
 	double start = now();
 	if (!strcmp(op, "fill")) for (long i = 0; i < n; i++) { if (p_store(t, key_of(buf, i), data, 0)) return 4; }
-	else if (!strcmp(op, "fetchstore")) for (long i = 0; i < n; i++) {
-		TDB_DATA k = list[(i * 7919) % keys];
+	else if (!strcmp(op, "fetchstore")) for (long i = 0, next = 0; i < n; i++) {
+		next += 7919;
+		if (next >= keys) next %= keys;
+		TDB_DATA k = list[next];
 		p_lock(t, k);
 		TDB_DATA d = p_fetch(t, k);
 		if (!d.dptr) return 4;

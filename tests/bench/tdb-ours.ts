@@ -26,8 +26,11 @@ function fill(n: number): void {
 const record = new Uint8Array(4096)
 const exact = record.subarray(0, 100)
 function fetchStore(n: number): void {
+  let next = 0
   for (let i = 0; i < n; i++) {
-    const key = list[(i * 7919) % keyCount]!
+    next += 7919
+    if (next >= keyCount) next %= keyCount
+    const key = list[next]!
     const hash = db.hash(key)
     db.lockChain(hash)
     if (db.fetchInto(key, record, 0, hash) !== 100) throw new Error("lost")
@@ -49,7 +52,7 @@ function walk(): void {
   const visited = traverseRead(db, (bytes, keyStart, _keyLength, _dataStart, dataLength) => {
     sum += bytes[keyStart]! + dataLength
   })
-  if (visited !== count) throw new Error(`visited ${visited}`)
+  if (visited !== count || sum < count) throw new Error(`visited ${visited}`)
 }
 
 function commit(n: number): void {

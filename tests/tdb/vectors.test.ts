@@ -5,7 +5,16 @@ import { expect, test } from "bun:test"
 import { readdirSync, readFileSync } from "node:fs"
 import { join } from "node:path"
 import { AT_CHAINS, AT_FREELIST, AT_NEXT, AT_RECOVERY_START } from "../../lib/tdb/format.ts"
-import { check, jenkinsHash, oldHash, openMemory, summary, type Tdb, TdbError, traverseRead } from "../../lib/tdb/tdb.ts"
+import {
+  check,
+  jenkinsHash,
+  oldHash,
+  openMemory,
+  summary,
+  type Tdb,
+  TdbError,
+  traverseRead,
+} from "../../lib/tdb/tdb.ts"
 
 const folder = join(import.meta.dir, "../vectors/tdb")
 
@@ -45,7 +54,8 @@ function listsOf(db: Tdb): Record<string, number[]> {
   for (let list = 0; list <= db.hashSize; list++) {
     const offsets: number[] = []
     const head = list === 0 ? AT_FREELIST : AT_CHAINS + 4 * (list - 1)
-    for (let offset = db.getUnsigned(head); offset !== 0; offset = db.getUnsigned(offset + AT_NEXT)) offsets.push(offset)
+    for (let offset = db.getUnsigned(head); offset !== 0; offset = db.getUnsigned(offset + AT_NEXT))
+      offsets.push(offset)
     if (offsets.length > 0) lists[list === 0 ? "freelist" : String(list - 1)] = offsets
   }
   return lists
@@ -53,7 +63,8 @@ function listsOf(db: Tdb): Record<string, number[]> {
 
 function recordsOf(db: Tdb): { key_hex: string; data_hex: string }[] {
   const records: { key_hex: string; data_hex: string }[] = []
-  const hex = (bytes: Uint8Array, start: number, length: number) => Buffer.from(bytes.slice(start, start + length)).toString("hex")
+  const hex = (bytes: Uint8Array, start: number, length: number) =>
+    Buffer.from(bytes.slice(start, start + length)).toString("hex")
   traverseRead(db, (bytes, keyStart, keyLength, dataStart, dataLength) => {
     records.push({ key_hex: hex(bytes, keyStart, keyLength), data_hex: hex(bytes, dataStart, dataLength) })
   })
@@ -88,7 +99,9 @@ for (const name of samples) {
     expect(records.map((record) => record.key_hex)).toEqual(expected.map((record) => record.key_hex))
     expected.forEach((record, i) => {
       if (record.data_hex !== undefined) expect(records[i]!.data_hex).toBe(record.data_hex)
-      expect(db.fetch(Buffer.from(record.key_hex, "hex"))).toEqual(new Uint8Array(Buffer.from(records[i]!.data_hex, "hex")))
+      expect(db.fetch(Buffer.from(record.key_hex, "hex"))).toEqual(
+        new Uint8Array(Buffer.from(records[i]!.data_hex, "hex")),
+      )
     })
     const result = check(db)
     expect(result.findings.map(String)).toEqual([])
@@ -117,8 +130,9 @@ interface Defect {
   libtdb_1_4_8_result: Record<string, string[]>
 }
 const defects = Object.entries(
-  JSON.parse(readFileSync(join(folder, "corrupt.json"), "utf8").replaceAll("libtdb_1.4.8_result", "libtdb_1_4_8_result"))
-    .cases as Record<string, Defect>,
+  JSON.parse(
+    readFileSync(join(folder, "corrupt.json"), "utf8").replaceAll("libtdb_1.4.8_result", "libtdb_1_4_8_result"),
+  ).cases as Record<string, Defect>,
 )
 const errnos: Record<string, number> = { "errno=5": 5, "errno=22": 22, "errno=38": 38 }
 const hello = Buffer.from("hello")
@@ -156,7 +170,10 @@ for (const [what, defect] of defects) {
     for (const finding of result.findings) expect(finding).toBeInstanceOf(TdbError)
     // The finding has libtdb's words, where it has words.
     const words = said.check!.find((line) => line.startsWith("LOG"))
-    const phrase = /Hashes do not match|invalid tailer|incorrect hash|tdb_oob|misaligned next|overflow|too short|Bad magic/.exec(words ?? "")
+    const phrase =
+      /Hashes do not match|invalid tailer|incorrect hash|tdb_oob|misaligned next|overflow|too short|Bad magic/.exec(
+        words ?? "",
+      )
     if (phrase !== null) expect(result.findings.map(String).join("\n")).toContain(phrase[0])
   })
 

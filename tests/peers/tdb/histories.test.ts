@@ -146,7 +146,7 @@ function operate(random: Random, engine: Engine, model: Model, shape: Shape): vo
     expect(engine.delete(key)).toBe(model.records.delete(name))
   } else if (dice < 85) {
     const found = engine.fetch(key)
-    expect(found === null ? null : Buffer.from(found)).toEqual(old ?? null)
+    expect<Buffer | null>(found === null ? null : Buffer.from(found)).toEqual(old ?? null)
   } else if (dice < 88) expect(engine.exists(key)).toBe(old !== undefined)
   else if (dice < 91 && model.saved === null) engine.freelistSize()
   else if (dice === 91 && random.below(4) === 0 && model.saved === null) {
@@ -184,7 +184,9 @@ function expectContents(engine: Engine, model: Model): void {
 }
 
 function describeFailure(seed: number, error: unknown): never {
-  throw new Error(`CTDB_SEED=${seed} replays this: ${error instanceof Error ? `${error.message}\n${error.stack}` : error}`)
+  throw new Error(
+    `CTDB_SEED=${seed} replays this: ${error instanceof Error ? `${error.message}\n${error.stack}` : error}`,
+  )
 }
 
 test(`${HISTORIES} histories shared with libtdb on one file`, () => {

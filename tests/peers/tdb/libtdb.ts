@@ -54,7 +54,7 @@ export class LibTdb {
   /** Null when the open fails. */
   static open(path: string, hashSize: number, flags: number, openFlags: number): LibTdb | null {
     const handle = d.d_open(Buffer.from(`${path}\0`), hashSize, flags, openFlags)
-    return handle === null ? null : new LibTdb(handle)
+    return handle === null ? null : new LibTdb(handle as Pointer)
   }
   close(): number {
     return d.d_close(this.handle)
@@ -93,7 +93,10 @@ export class LibTdb {
     for (let n = 0; n < count; n++) {
       const keyEnd = at + 8 + room.readUInt32LE(at)
       const dataEnd = keyEnd + room.readUInt32LE(at + 4)
-      records.push({ key: Buffer.from(room.subarray(at + 8, keyEnd)), data: Buffer.from(room.subarray(keyEnd, dataEnd)) })
+      records.push({
+        key: Buffer.from(room.subarray(at + 8, keyEnd)),
+        data: Buffer.from(room.subarray(keyEnd, dataEnd)),
+      })
       at = dataEnd
     }
     return records
