@@ -1,5 +1,5 @@
 // Starts the installed stock ctdbd in test mode, on a loopback address and in a directory of its own, and stops it and
-// nothing else. Used by every test that compares with the real program, or joins it.
+// nothing else. Used by every test that compares with the real program, or joins it. nodes.ts starts ours the same way.
 
 import { closeSync, existsSync, mkdirSync, openSync, readFileSync, unlinkSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
@@ -27,6 +27,14 @@ export interface StockOptions {
   readonly environment?: Readonly<Record<string, string>>
 }
 
+/** A program that is a node daemon, with what makes it stay in the foreground and log to standard error. */
+export interface NodeProgram {
+  readonly name: string
+  readonly command: readonly string[]
+}
+
+const stockProgram: NodeProgram = { name: "stock ctdbd", command: [CTDBD, "-i"] }
+
 export interface StockNode {
   readonly base: string
   readonly socket: string
@@ -41,6 +49,9 @@ export interface StockNode {
   stop(): Promise<number>
   /** SIGKILL at once; its children notice by themselves. */
   kill(): Promise<void>
+  /** SIGSTOP to all of its processes, and SIGCONT: a machine that hangs, and comes back. */
+  pause(): void
+  resume(): void
   readonly exited: Promise<number>
 }
 
@@ -80,8 +91,22 @@ function writeBase(options: StockOptions): void {
   writeFileSync(join(base, "ctdb.conf"), `${lines.join("\n")}\n`)
 }
 
+/** The process and all its descendants, parents first. */
+export function processTree(pid: number): number[] {
+  let children: string
+  try {
+    children = readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8")
+  } catch {
+    return []
+  }
+  return [pid, ...children.split(" ").flatMap((child) => (child === "" ? [] : processTree(Number(child))))]
+}
+
 /** Starts a node and waits until its socket answers. It need not have recovered yet: see waitUntil and `ctdb status`. */
-export async function startStockNode(options: StockOptions): Promise<StockNode> {
+export const startStockNode = (options: StockOptions): Promise<StockNode> => startNode(options, stockProgram)
+
+/** startStockNode() with another program. */
+export async function startNode(options: StockOptions, program: NodeProgram): Promise<StockNode> {
   writeBase(options)
   const { base } = options
   const socket = join(base, "run", "ctdbd.socket")
@@ -100,14 +125,16 @@ export async function startStockNode(options: StockOptions): Promise<StockNode> 
   const lifeline = openSync(fifo, "r+")
   const standardInput = openSync(fifo, "r")
   unlinkSync(fifo)
-  const daemon = Bun.spawn([CTDBD, "-i"], {
+  // It logs to standard error, wherever ctdb.conf says. A node that is started again goes on in the same log.
+  const standardError = openSync(logFile, "a")
+  const daemon = Bun.spawn([...program.command], {
     env: environment,
     stdin: standardInput,
     stdout: "ignore",
-    // With -i it logs to standard error, wherever ctdb.conf says.
-    stderr: Bun.file(logFile),
+    stderr: standardError,
   })
   closeSync(standardInput)
+  closeSync(standardError)
   let held = true
   const letGo = (): void => {
     if (held) closeSync(lifeline)
@@ -123,6 +150,10 @@ export async function startStockNode(options: StockOptions): Promise<StockNode> 
       run.exited,
     ])
     return { status, stdout, stderr }
+  }
+
+  const signalTree = (signal: NodeJS.Signals): void => {
+    for (const pid of processTree(daemon.pid)) process.kill(pid, signal)
   }
 
   const node: StockNode = {
@@ -146,10 +177,12 @@ export async function startStockNode(options: StockOptions): Promise<StockNode> 
       await daemon.exited
       letGo()
     },
+    pause: () => signalTree("SIGSTOP"),
+    resume: () => signalTree("SIGCONT"),
   }
   try {
-    await waitUntil("answer from the stock daemon", async () => {
-      if (daemon.exitCode !== null) throw new Error(`stock ctdbd ended with ${daemon.exitCode}: ${log()}`)
+    await waitUntil(`answer from ${program.name}`, async () => {
+      if (daemon.exitCode !== null) throw new Error(`${program.name} ended with ${daemon.exitCode}: ${log()}`)
       return existsSync(socket) && (await tool("-t", "2", "pnn")).status === 0
     })
   } catch (error) {
