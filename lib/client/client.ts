@@ -365,7 +365,7 @@ function failed(control: string, destnode: number, failure: Failure): ControlErr
 }
 
 /** A promise for what `start` resolves; an aborted signal cancels it and rejects with the signal's reason. */
-function cancellable<T>(
+export function cancellable<T>(
   signal: AbortSignal | undefined,
   start: (resolve: (value: T) => void, reject: (error: unknown) => void) => Cancel,
 ): Promise<T> {
