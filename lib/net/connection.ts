@@ -64,6 +64,8 @@ export class SocketConnection implements PacketConnection, TurnTaker {
   private closed = false
   /** Why it ended, until onClose has been told. */
   private ended: string | undefined
+  /** Nothing of what is left to read can be believed. */
+  private broken = false
   private waitsForTurn = false
   private waitsForFlush = false
   /** The kernel took less than it was given: drain says when to go on. */
@@ -159,7 +161,7 @@ export class SocketConnection implements PacketConnection, TurnTaker {
       return
     }
     this.reader.push(chunk)
-    if (this.reader.bufferedBytes > READ_BACKLOG) this.pauseSocket()
+    if (this.reader.unreadBytes > READ_BACKLOG) this.pauseSocket()
     if (this.waitsForTurn || this.handler === undefined || this.pausedByOwner) return
     this.waitsForTurn = true
     arrived(this)
@@ -192,6 +194,10 @@ export class SocketConnection implements PacketConnection, TurnTaker {
     let used = 0
     if (handler === undefined) return 0
     while (!this.closed && !this.pausedByOwner) {
+      if (this.broken) {
+        this.tellEnd(handler)
+        break
+      }
       const found = reader.next()
       if (found === Found.PACKET) {
         used += reader.packet.length + PACKET_COST
@@ -205,6 +211,7 @@ export class SocketConnection implements PacketConnection, TurnTaker {
       } else {
         used += PACKET_COST
         this.badHeader(handler)
+        if (used >= quantum) return used
       }
     }
     this.waitsForTurn = false
@@ -212,21 +219,24 @@ export class SocketConnection implements PacketConnection, TurnTaker {
   }
 
   private badHeader(handler: PacketHandler): void {
-    const reason = this.reader.reason
-    const wish = handler.onBadHeader(reason)
-    if (this.closed) return
-    if (wish === "drop" && this.reader.canSkip) {
-      this.reader.skip()
-      return
+    const { reason, canSkip } = this.reader
+    let wish: "drop" | "close" = "close"
+    try {
+      wish = handler.onBadHeader(reason)
+    } finally {
+      // An owner that throws has not decided to drop: it would be asked about the same header for ever.
+      if (wish === "drop" && canSkip) this.reader.skip()
+      else {
+        this.broken = true
+        this.ended ??= reason
+      }
     }
-    this.ended ??= reason
-    this.closeSocket()
-    this.tellEnd(handler)
   }
 
   private tellEnd(handler: PacketHandler): void {
     this.closed = true
     this.dropQueues()
+    this.closeSocket()
     handler.onClose(this.ended!)
   }
 
@@ -377,6 +387,10 @@ export function adopt(
       ...socketCallbacks,
       open(socket: Socket<SocketConnection>) {
         connection.open(socket as StreamSocket)
+      },
+      // Without it a descriptor that Bun can't use would be an unhandled rejection.
+      connectError(_socket: Socket<SocketConnection>, error: Error) {
+        connection.end(errorReason(error) ?? "connect failed")
       },
       ...handlers,
     },

@@ -61,6 +61,11 @@ export class PacketReader {
 
   constructor(private readonly limits: ReaderLimits) {}
 
+  /** Bytes received that nobody has looked at: without those of a packet whose rest has not come. */
+  get unreadBytes(): number {
+    return this.handedOut ? this.bufferedBytes : this.bufferedBytes - this.gathered
+  }
+
   /** Takes a received chunk. The reader owns its bytes from now on. */
   push(chunk: Uint8Array): void {
     if (chunk.length === 0) return

@@ -117,6 +117,9 @@ export function connectTcp(options: TcpConnectOptions): { cancel(): void } {
     close(_socket, error) {
       ended(errorReason(error) ?? "connection closed")
     },
+    connectError(_socket, error) {
+      ended(errorReason(error) ?? "connect failed")
+    },
     error(_socket, error) {
       ended(errorReason(error) ?? "error")
     },

@@ -50,7 +50,9 @@ describe("a Unix listener", () => {
     using directory = temporaryDirectory()
     const path = directory.file("socket")
     const umask = process.umask(0)
-    const listener = listenUnix(path, { mode: 0o700, backlog: 100, onAccept: () => undefined })
+    const listener = listenUnix(path, { mode: 0o700, backlog: 77, onAccept: () => undefined })
+    // ss shows a listener's backlog as its send queue.
+    expect(Bun.spawnSync(["ss", "-xlH", "src", path]).stdout.toString().trim().split(/ +/)[3]).toBe("77")
     expect(process.umask(umask)).toBe(0)
     expect(statSync(path).mode & 0o777).toBe(0o700)
     expect(() => listenUnix(path, { mode: 0o700, backlog: 100, onAccept: () => undefined })).toThrow()
@@ -373,6 +375,49 @@ describe("bad input", () => {
     expect(dropper.isClosed).toBe(false)
   })
 
+  test("a flood of it takes turns like packets", async () => {
+    const reports: number[] = []
+    let other = 0
+    const { path, accepted } = unixServer(() => ({
+      onPacket() {
+        other = reports.length
+      },
+      onBadHeader() {
+        reports.push(1)
+        return "drop" as const
+      },
+      onClose() {},
+    }))
+    const flooder = await RawPeer.connect(path)
+    const quiet = await RawPeer.connect(path)
+    await until("accepts", () => accepted.length === 2)
+    const junk = new Uint8Array(new Uint32Array(30_000).fill(4).buffer)
+    expect(flooder.socket.write(junk)).toBe(junk.length)
+    quiet.socket.write(packetOf(40, 1))
+    await until("all reports", () => reports.length === 30_000)
+    // A class's budget is 256 KiB of cost, at 192 a report.
+    expect(other).toBeGreaterThan(0)
+    expect(other).toBeLessThan(3000)
+  })
+
+  test("an owner that throws over it loses the connection, once", async () => {
+    const script = `
+      import { listenUnix } from ${JSON.stringify(require.resolve("../../lib/net/unix.ts"))}
+      process.on("uncaughtException", (error) => console.log("uncaught", error.message))
+      const path = process.argv.at(-1)
+      listenUnix(path, { mode: 0o700, backlog: 10, onAccept: () => ({
+        onPacket() {},
+        onBadHeader() { throw new Error("owner") },
+        onClose(reason) { console.log("closed", reason); setTimeout(() => process.exit(0), 20) },
+      }) })
+      const peer = await Bun.connect({ unix: path, socket: { data() {} } })
+      peer.write(new Uint8Array(64).fill(1))`
+    using directory = temporaryDirectory()
+    const child = Bun.spawnSync(["bun", "-e", script, directory.file("socket")])
+    const lines = child.stdout.toString().trim().split("\n")
+    expect(lines).toEqual(["uncaught owner", "closed wrong magic 0x1010101"])
+  })
+
   test("a length of 0 ends the connection even where bad headers are dropped", async () => {
     const { path, accepted } = unixServer(() => new Recorder("drop"))
     const peer = await RawPeer.connect(path)
@@ -403,6 +448,22 @@ describe("bad input", () => {
 })
 
 describe("the end", () => {
+  test("of the listener is not that of its connections", async () => {
+    using directory = temporaryDirectory()
+    const server = new Recorder()
+    const listener = listenUnix(directory.file("socket"), { mode: 0o700, backlog: 10, onAccept: () => server })
+    const recorder = new Recorder()
+    const client = connectUnix(directory.file("socket"), recorder)
+    client.send(packetOf(40, 1))
+    await until("packet", () => server.packets.length === 1)
+    listener.close()
+    client.send(packetOf(40, 2))
+    await until("packet", () => server.packets.length === 2)
+    expect(recorder.closes).toEqual([])
+    client.close()
+    await until("end", () => server.closes.length === 1)
+  })
+
   test("is told after the packets that came before it, once", async () => {
     const { path, accepted } = unixServer(() => new Recorder())
     const peer = await RawPeer.connect(path)
