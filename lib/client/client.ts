@@ -80,7 +80,8 @@ export class Client {
   /** The connection ended by itself (not by close()). The next reconnect() may follow. */
   onClosed: (reason: string) => void = () => {}
   private connection: SocketConnection | undefined
-  private readonly closedWaiters = new Set<(reason: string) => void>()
+  /** @internal called when the connection ends by itself */
+  readonly closedWaiters = new Set<(reason: string) => void>()
 
   private constructor(readonly socket: string) {
     this.session.onClosed = (reason) => {
