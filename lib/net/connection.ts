@@ -131,6 +131,11 @@ export class SocketConnection implements PacketConnection, TurnTaker {
     if (!this.closed && this.ended === undefined && !this.blocked) this.writeQueue()
   }
 
+  /** Received bytes that wait for their turn, or for the rest of their packet. */
+  get waitingBytes(): number {
+    return this.reader.bufferedBytes
+  }
+
   get isClosed(): boolean {
     return this.closed
   }

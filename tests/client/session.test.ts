@@ -125,6 +125,9 @@ describe("requests", () => {
     expect(send()).toBe(0x7fffff39)
     ;(session as unknown as { nextId: number }).nextId = 0x7fffffff
     expect([send(), send()]).toEqual([0x7fffffff, 1])
+    ;(session as unknown as { nextId: number }).nextId = 0x7fffffff
+    // The last id, 0 and 1 are all in use.
+    expect(send()).toBe(2)
   })
 
   test("replies in any order reach their own requests, each once", () => {
