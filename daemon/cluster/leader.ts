@@ -18,6 +18,11 @@ const FIRST_ELECTION_TEST_MS = 500
 const LOCK_TAKE_MS = 120_000
 /** A timer that fires later than this was not late: this process stood still, and knows nothing of what went on. */
 const PAUSE_MS = 1500
+/**
+ * The period of a vote that a leaving leader has asked for. Whoever wins against another answers within ANSWER_MS, so
+ * silence for twice that is an answer; the long period is for messages of nodes that are only just finding each other.
+ */
+const HAND_OVER_MS = 1000
 /** So long without a broadcast, when all nodes are connected, shows that a starting cluster has no leader yet. */
 const NOBODY_LEADS_MS = 2200
 /** Between LEADER UNKNOWN and the ELECTION message that must follow it; a sender that dies in between must not stop us. */
@@ -32,7 +37,7 @@ type Phase =
   | { readonly name: "idle" }
   | { readonly name: "announcing"; readonly cancel: () => void }
   | { readonly name: "locking"; readonly cancel: () => void }
-  | { readonly name: "voting"; period: Timer; answer: Timer | undefined }
+  | { readonly name: "voting"; period: Timer; answer: Timer | undefined; readonly handOver: boolean }
   | { readonly name: "following"; readonly timer: Timer }
 
 export interface LeaderSettings {
@@ -79,7 +84,7 @@ export class Leadership {
   }
 
   get isLeader(): boolean {
-    return this.leader === this.port.pnn()
+    return this.leader !== UNKNOWN_PNN && this.leader === this.port.pnn()
   }
 
   get electionInProgress(): boolean {
@@ -98,7 +103,7 @@ export class Leadership {
   /** Begins to watch and to broadcast. */
   start(): void {
     this.watchLeader()
-    this.tick()
+    this.tick(this.environment.monotonicMs())
   }
 
   /**
@@ -120,6 +125,18 @@ export class Leadership {
     this.priorityTime = this.environment.wallClock()
   }
 
+  /** Says who leads, so that another leader that has just come into reach steps back before both recover. */
+  announce(): void {
+    if (this.isLeader && !this.electionInProgress) this.broadcast(this.leader)
+  }
+
+  /** Own flags or capability have changed: leadership goes at once if it has to. */
+  check(): void {
+    if (this.stopped || this.canLead()) return
+    if (this.isLeader) this.giveUp("this node can not lead any more")
+    this.releaseLock()
+  }
+
   canLead(): boolean {
     return !this.stopped && (this.port.ownFlags() & NodeFlag.INACTIVE) === 0 && this.port.leaderCapability()
   }
@@ -137,15 +154,20 @@ export class Leadership {
 
   // ---- broadcasts ----------------------------------------------------------------------------------------------
 
-  private tick(): void {
+  private tick(dueMs: number): void {
     if (this.stopped) return
-    if (!this.canLead()) {
-      if (this.isLeader) this.giveUp("this node can not lead any more")
-      this.releaseLock()
-    } else if (this.isLeader && !this.electionInProgress) {
-      this.broadcast(this.leader)
+    const nowMs = this.environment.monotonicMs()
+    this.check()
+    const lateMs = nowMs - dueMs
+    if (this.isLeader && this.held === undefined && lateMs > this.settings.leaderTimeoutS * 1000) {
+      // Without a lock the others have elected somebody meanwhile; they adopt whoever broadcasts, so this one must not.
+      this.environment.log.notice(`Stood still for ${Math.round(lateMs / 1000)} s: another node may lead by now`)
+      this.leavePhase()
+      this.setLeader(UNKNOWN_PNN)
+      this.watchLeader()
     }
-    this.environment.setTimer(BROADCAST_MS, () => this.tick())
+    this.announce()
+    this.environment.setTimer(BROADCAST_MS, () => this.tick(nowMs + BROADCAST_MS))
   }
 
   private broadcast(leader: number): void {
@@ -159,15 +181,18 @@ export class Leadership {
       this.electionBegins()
       return
     }
-    if (leader !== this.port.pnn() && this.isLeader && !this.electionInProgress && this.prevailsOver(leader)) {
+    if (leader === this.port.pnn()) {
+      // The own broadcast comes back. It may be one of before an election, of which it then says nothing.
+      if (this.isLeader && !this.electionInProgress) this.watchLeader()
+      return
+    }
+    if (this.isLeader && !this.electionInProgress && this.prevailsOver(leader)) {
       // Two leaders meet after a partition. One stays, and says so at once.
       this.broadcast(this.port.pnn())
       return
     }
-    if (this.phase.name === "announcing" || this.phase.name === "following") this.leavePhase()
-    if (this.phase.name === "voting" && leader !== this.port.pnn()) this.leavePhase()
+    if (this.phase.name !== "locking") this.leavePhase()
     if (leader !== this.leader) {
-      if (leader === this.port.pnn()) return
       this.environment.log.notice(`Received leader broadcast, leader=${leader}`)
       this.releaseLock()
       this.setLeader(leader)
@@ -218,6 +243,10 @@ export class Leadership {
       this.phase = { name: "idle" }
       if (!ok) {
         this.environment.log.error("The own daemon does not answer: no election now")
+        // Nobody hears a leader whose daemon hangs. The lock goes, so that another can lead; a message would only arrive
+        // when the daemon wakes up.
+        this.releaseLock()
+        if (this.isLeader) this.setLeader(UNKNOWN_PNN)
         this.watchLeader()
         return
       }
@@ -313,21 +342,29 @@ export class Leadership {
   }
 
   private vote(): void {
-    this.phase = { name: "voting", period: this.startPeriod(), answer: undefined }
+    this.phase = { name: "voting", period: this.startPeriod(false), answer: undefined, handOver: false }
     this.setLeader(this.canLead() ? this.port.pnn() : UNKNOWN_PNN)
     this.sendElection()
   }
 
-  private startPeriod(): Timer {
+  private startPeriod(handOver: boolean): Timer {
     const first = this.firstElection && this.settings.testMode
-    const periodMs = first ? FIRST_ELECTION_TEST_MS : this.port.electionTimeoutS() * 1000
-    return this.environment.setTimer(periodMs, () => this.periodOver())
+    const usualMs = first ? FIRST_ELECTION_TEST_MS : this.port.electionTimeoutS() * 1000
+    const periodMs = handOver ? Math.min(HAND_OVER_MS, usualMs) : usualMs
+    const dueMs = this.environment.monotonicMs() + periodMs
+    return this.environment.setTimer(periodMs, () => this.periodOver(dueMs))
   }
 
-  private periodOver(): void {
+  private periodOver(dueMs: number): void {
     if (this.phase.name !== "voting") return
     this.leavePhase()
     this.firstElection = false
+    if (this.environment.monotonicMs() - dueMs > PAUSE_MS) {
+      this.environment.log.notice("Stood still during an election: its end is not known here")
+      this.setLeader(UNKNOWN_PNN)
+      this.watchLeader()
+      return
+    }
     this.environment.log.notice(`Election period ended, leader=${this.leader}`)
     if (this.isLeader && this.canLead()) this.lead()
     else this.watchLeader()
@@ -351,8 +388,9 @@ export class Leadership {
     this.leaderTimer?.cancel()
     if (this.phase.name === "voting") this.phase.period.cancel()
     else this.leavePhase()
-    const answer = this.phase.name === "voting" ? this.phase.answer : undefined
-    const phase: Phase = { name: "voting", period: this.startPeriod(), answer }
+    const before = this.phase.name === "voting" ? this.phase : undefined
+    const handOver = before?.handOver ?? (message.nodeFlags & NodeFlag.INACTIVE) !== 0
+    const phase: Phase = { name: "voting", period: this.startPeriod(handOver), answer: before?.answer, handOver }
     this.phase = phase
     if (this.wins(message)) {
       phase.answer ??= this.environment.setTimer(ANSWER_MS, () => {
