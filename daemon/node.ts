@@ -5,8 +5,9 @@ import { type Fault, faultText, type Parsed } from "../lib/config/fault.ts"
 import type { ListedNode } from "../lib/config/nodes-file.ts"
 import type { Tunables } from "../lib/config/tunables.ts"
 import type { PacketConnection, PacketHandler, PeerCredentials } from "../lib/net/ports.ts"
+import { encode } from "../lib/protocol/codec.ts"
 import { Capability, INVALID_GENERATION, NodeFlag, RunState, Srvid } from "../lib/protocol/constants.ts"
-import type { Statistics } from "../lib/protocol/structs.ts"
+import { type NodeFlagChange, nodeFlagChange, type Statistics } from "../lib/protocol/structs.ts"
 import type { Word64 } from "../lib/protocol/word64.ts"
 import { type Client, Clients } from "./clients.ts"
 import { Flags } from "./cluster/flags.ts"
@@ -92,7 +93,9 @@ export class Node {
     this.router.keepalive = this.keepalive
     this.router.execute = (control, client, answer) => execute(this, control, client, answer)
     const releaseAddresses = () => {}
-    this.flags = new Flags(state, environment, this.freeze, askForRecovery, releaseAddresses)
+    const tellRecoveryDaemon = (change: NodeFlagChange) =>
+      this.router.sendMessage(state.pnn, Srvid.PUSH_NODE_FLAGS, encode(nodeFlagChange, change))
+    this.flags = new Flags(state, environment, this.freeze, askForRecovery, releaseAddresses, tellRecoveryDaemon)
     this.recovery = new RecoverySide(state, environment, this.router, this.freeze, {
       shutdown: (status, reason) => this.shutdown(status, reason),
       releaseAddresses,
@@ -104,7 +107,7 @@ export class Node {
     this.startup = new Startup(state, environment, this.router, settings.testMode, () => this.monitor.start())
   }
 
-  /** Steps 18 to 32 of the start. Throws StartError; what follows asynchronously ends the process by itself. */
+  /** Steps 18 to 32 of the start. What goes wrong in them ends the process by itself. A shutdown may come in between. */
   start(): void {
     const { state, environment, settings } = this
     state.startTime = environment.wallClock()
@@ -112,6 +115,7 @@ export class Node {
     state.statistics.reset(state.startTime)
     setRunState(state, environment, RunState.INIT)
     environment.runEvent("init", "", state.tunables.EventScriptTimeout, (status) => {
+      if (state.shuttingDown) return
       if (status !== 0) this.fail(new StartError("Failed to run init event", 1))
       else {
         environment.notify("init")
@@ -122,6 +126,7 @@ export class Node {
 
   private join(nodes: Parsed<readonly ListedNode[]>, settings: NodeSettings): void {
     const { state, environment } = this
+    if (state.shuttingDown) return
     try {
       this.loadNodes(nodes)
       this.findSelf(settings.nodeAddress)
@@ -143,6 +148,7 @@ export class Node {
     state.generation = INVALID_GENERATION
     state.vnnMap = state.nodes.filter((node) => (node.flags & NodeFlag.DELETED) === 0).map((node) => node.pnn)
     this.freeze.freeze((ok) => {
+      if (state.shuttingDown) return
       if (ok) this.serve()
       else this.fail(new StartError("Failed to get initial freeze", ABORT_STATUS))
     })
@@ -154,6 +160,7 @@ export class Node {
     this.links.connectAll()
     setRunState(state, environment, RunState.SETUP)
     environment.runEvent("setup", "", state.tunables.EventScriptTimeout, (status) => {
+      if (state.shuttingDown) return
       if (status !== 0) {
         this.fail(new StartError("Failed to run setup event", 1))
         return

@@ -24,6 +24,8 @@ export class Flags {
     private readonly askForRecovery: (reason: string) => void,
     /** All public addresses leave this node. */
     private readonly releaseAddresses: () => void,
+    /** The recovery daemon need not find out by itself that it can not lead any more. */
+    private readonly tellRecoveryDaemon: (change: NodeFlagChange) => void,
   ) {}
 
   modify({ pnn, newFlags }: NodeFlagChange): boolean {
@@ -110,8 +112,10 @@ export class Flags {
   }
 
   private setInactive(flag: number): void {
-    const wasActive = isActive(this.state.self)
-    this.state.self.flags |= flag
+    const { self, pnn } = this.state
+    const oldFlags = self.flags
+    const wasActive = isActive(self)
+    self.flags |= flag
     if (!wasActive) return
     this.environment.log.error("Making node INACTIVE")
     // From now on record packets of any generation are dropped, and what lies here counts for nothing in a recovery.
@@ -119,6 +123,7 @@ export class Flags {
     this.freeze.invalidate()
     this.askForRecovery("node became inactive")
     this.freeze.freeze(() => {})
+    this.tellRecoveryDaemon({ pnn, newFlags: self.flags, oldFlags })
     this.environment.log.notice("Dropping all public IP addresses")
     this.releaseAddresses()
   }

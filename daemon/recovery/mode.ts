@@ -2,15 +2,15 @@
 // beginning and end, the checks that protect the cluster lock (cluster page 5.8, 7.8; data path page 10.6).
 
 import type { Timer } from "../../lib/net/ports.ts"
-import { decode } from "../../lib/protocol/codec.ts"
-import { RecoveryMode, RunState } from "../../lib/protocol/constants.ts"
+import { decode, ProtocolError } from "../../lib/protocol/codec.ts"
+import { INVALID_GENERATION, RecoveryMode, RunState } from "../../lib/protocol/constants.ts"
 import { controls } from "../../lib/protocol/controls.ts"
 import type { VnnMap } from "../../lib/protocol/structs.ts"
 import { ZERO64 } from "../../lib/protocol/word64.ts"
 import type { NodeFreeze } from "../database/freeze.ts"
 import type { NodeEnvironment } from "../environment.ts"
 import type { Answer, Router } from "../routing.ts"
-import { isConnected, type NodeState } from "../state.ts"
+import { isActive, isConnected, type NodeState } from "../state.ts"
 import { addLatency } from "../statistics.ts"
 
 /** A node tries the lock itself for so long before it believes the leader (cluster page 5.6). */
@@ -76,6 +76,11 @@ export class RecoverySide {
   private setNormal(answer: Answer): void {
     if (this.normalizing !== undefined) {
       this.normalizing.answers.push(answer)
+      return
+    }
+    if (!isActive(this.state.self) || this.state.generation === INVALID_GENERATION) {
+      // It became inactive while a recovery was under way that counts on it; the next one will not.
+      answer({ status: -1, error: "This node takes no part in the recovery" })
       return
     }
     const left = this.freeze.others(this.state.generation)
@@ -151,6 +156,11 @@ export class RecoverySide {
       this.environment.log.error("Attempt to set vnnmap when not in recovery")
       return false
     }
+    if (!isActive(this.state.self)) {
+      // A generation would let record packets through again, and the recovery must learn that this node has left it.
+      this.environment.log.error("Attempt to set vnnmap of an inactive node")
+      return false
+    }
     this.state.generation = vnnMap.generation
     this.state.vnnMap = vnnMap.map
     return true
@@ -170,7 +180,14 @@ export class RecoverySide {
         answer(error === undefined || error === "" ? { status } : { status, error })
         return
       }
-      const theirs = decode(controls.GET_RECLOCK_FILE.reply, data ?? NO_DATA) ?? undefined
+      let theirs: string | undefined
+      try {
+        theirs = decode(controls.GET_RECLOCK_FILE.reply, data ?? NO_DATA) ?? undefined
+      } catch (failure) {
+        if (!(failure instanceof ProtocolError)) throw failure
+        answer({ status: -1, error: `GET_RECLOCK_FILE of node ${srcnode}: ${failure.message}` })
+        return
+      }
       if (theirs === this.state.clusterLock) {
         this.runStartEvent(answer)
         return
