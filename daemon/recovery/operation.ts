@@ -5,7 +5,10 @@ import type { Logger } from "../../lib/config/log.ts"
 import type { Scheduler, Timer } from "../../lib/net/ports.ts"
 
 export class Operation {
+  /** Somebody has asked for it. */
   private disabledTimer: Timer | undefined
+  /** This node keeps itself from it. */
+  private suppressedTimer: Timer | undefined
   private running = false
 
   constructor(
@@ -18,6 +21,10 @@ export class Operation {
     return this.disabledTimer !== undefined
   }
 
+  get suppressed(): boolean {
+    return this.suppressedTimer !== undefined
+  }
+
   get inProgress(): boolean {
     return this.running
   }
@@ -25,8 +32,9 @@ export class Operation {
   /** Switches it off for some seconds, or on again with 0. false: it is running. */
   disable(seconds: number): boolean {
     if (seconds === 0) {
-      if (this.disabledTimer !== undefined) this.log.notice(`Reenabling ${this.name}`)
+      if (this.disabled || this.suppressed) this.log.notice(`Reenabling ${this.name}`)
       this.enable()
+      this.lift()
       return true
     }
     if (this.running) {
@@ -42,9 +50,23 @@ export class Operation {
     return true
   }
 
+  /** Keeps it from running for some seconds; unlike disable() that can be lifted without undoing another's wish. */
+  suppress(seconds: number): void {
+    this.lift()
+    this.suppressedTimer = this.scheduler.setTimer(seconds * 1000, () => {
+      this.suppressedTimer = undefined
+      this.log.notice(`Reenabling ${this.name} after timeout`)
+    })
+  }
+
+  lift(): void {
+    this.suppressedTimer?.cancel()
+    this.suppressedTimer = undefined
+  }
+
   /** false: it is switched off, or running already. */
   begin(): boolean {
-    if (this.disabled) {
+    if (this.disabled || this.suppressed) {
       this.log.notice(`Unable to begin - ${this.name} are disabled`)
       return false
     }

@@ -1,21 +1,30 @@
-// One recovery, run by the leader: brings all active nodes to one generation, one vnnmap and recovery mode NORMAL (cluster
-// page 7.3). It is client code: controls to the nodes, nothing else. Databases are recovered between the vnnmap and the
-// end, each on its own; without any there is nothing between.
+// One recovery, run by the leader: brings all active nodes to one generation, one vnnmap and recovery mode NORMAL, and every
+// database to the same contents in between (cluster page 7.3). It is client code: controls and messages, nothing else. One
+// database's way is in database.ts; when to run a recovery is watch.ts's affair.
 
 import type { ControlReply, Session } from "../../lib/client/session.ts"
 import type { Logger } from "../../lib/config/log.ts"
 import type { Tunables } from "../../lib/config/tunables.ts"
+import type { Scheduler } from "../../lib/net/ports.ts"
 import { ProtocolError } from "../../lib/protocol/codec.ts"
-import { Capability, RecoveryMode } from "../../lib/protocol/constants.ts"
-import { type ControlName, decodeReply, type ReplyOf, type RequestOf } from "../../lib/protocol/controls.ts"
+import { Capability, DbFlag, RecoveryMode } from "../../lib/protocol/constants.ts"
+import { decodeReply } from "../../lib/protocol/controls.ts"
 import type { DbidMap, NodeMap } from "../../lib/protocol/structs.ts"
 import { isActive } from "../state.ts"
-import { askNodes, type Task } from "./task.ts"
-import { connectedPnns, flagsOf } from "./view.ts"
+import { Srvids } from "./collect.ts"
+import { hexId, type Known, type Outcome, recoverDatabase, type Surroundings } from "./database.ts"
+import type { RecoveryFiles } from "./files.ts"
+import { Gate } from "./gate.ts"
+import { ProgressReport } from "./progress.ts"
+import { PhaseFailure, Requests } from "./requests.ts"
+import { type Ended, sleep, type Task, together } from "./task.ts"
+import { activePnns, connectedPnns, flagsOf } from "./view.ts"
 
 export interface RecoveryOrder {
   readonly session: Session
+  readonly scheduler: Scheduler
   readonly log: Logger
+  readonly files: RecoveryFiles
   /** The leader's own number. */
   readonly pnn: number
   readonly tunables: Tunables
@@ -23,111 +32,300 @@ export interface RecoveryOrder {
   readonly generation: number
   /** Nodes that are connected but do not answer: the recovery goes on without them. */
   readonly excluded: ReadonlySet<number>
+  /** Where message ids begin: random, so that packets of an earlier recovery meet nobody. */
+  readonly firstSrvid: number
 }
 
 /** Ends a recovery. What was done stays done; the next attempt starts over it. */
 export class RecoveryFailure extends Error {
+  override readonly name = "RecoveryFailure"
   constructor(
     message: string,
-    /** The node whose failure it was, if it was one's. */
-    readonly pnn: number | undefined,
+    /** The nodes whose failure it was. Empty: nobody's. */
+    readonly pnns: readonly number[] = [],
+    /** Nodes went away or another recovery is under way: the next one need not wait. */
+    readonly overtaken = false,
   ) {
     super(message)
-    this.name = "RecoveryFailure"
   }
 }
+
+/** As many databases move records at the same time; all others freeze, wait or finish meanwhile. */
+const MOVING_MAX = 8
+/** A node with so many credits of one recovery is banned (cluster page 7.10). */
+const BAN_CREDITS = 3
+/** Own node and members must answer a look into a failure in this time (ms). */
+const LOOK_MS = 3000
+/** Databases that are attached while a recovery runs are recovered in it, so many times. */
+const ROUNDS = 5
+/** No recovery goes on for longer than this many times RecoverTimeout (10 minutes by default). */
+const BOUND = 20
 
 /** Runs the phases in order. Throws RecoveryFailure. */
 export function* recover(order: RecoveryOrder): Task<void> {
-  const { log, generation } = order
-  const nodes = yield* members(order)
-  const capabilities = yield* ask(order, "GET_CAPABILITIES", nodes)
-  const databases = yield* ask(order, "GET_DBMAP", nodes)
-
-  yield* tell(order, "SET_RECMODE", nodes, RecoveryMode.ACTIVE)
-  log.notice("Set recovery mode to ACTIVE")
-
-  yield* tell(order, "START_RECOVERY", nodes, undefined)
-  log.notice("start_recovery event finished")
-
-  const lmasters = nodes.filter((pnn) => ((capabilities.get(pnn) ?? 0) & Capability.LMASTER) !== 0)
-  const map = lmasters.length > 0 ? lmasters : [order.pnn]
-  yield* tell(order, "SETVNNMAP", nodes, { generation, map })
-  log.notice("updated VNNMAP")
-
-  const union = unionOf(databases)
-  if (union.size > 0) {
-    const ids = [...union.keys()].map((id) => `0x${id.toString(16).padStart(8, "0")}`).join(" ")
-    throw new RecoveryFailure(`databases ${ids} are attached, and this version recovers none`, undefined)
+  const progress = new ProgressReport(order.session, order.scheduler, order.log, order.pnn, order.generation)
+  let done = false
+  try {
+    yield* bounded(order, new Recovery(order, progress).run())
+    done = true
+  } catch (error) {
+    if (!(error instanceof PhaseFailure)) throw error
+    throw new RecoveryFailure(error.message, blamed(error, order.pnn))
+  } finally {
+    progress.end(done ? "done" : "failed")
   }
-  log.notice("0 of 0 databases recovered")
-
-  yield* tell(order, "SET_RECMODE", nodes, RecoveryMode.NORMAL)
-  log.notice("Set recovery mode to NORMAL")
-
-  yield* tell(order, "END_RECOVERY", nodes, undefined)
-  log.notice("recovered event finished")
 }
 
-/** The nodes that take part: connected, answering, and not inactive by their own word. In PNN order. */
-function* members(order: RecoveryOrder): Task<readonly number[]> {
-  const own = (yield* ask(order, "GET_NODEMAP", [order.pnn])).get(order.pnn) as NodeMap
-  const connected = connectedPnns(own).filter((pnn) => !order.excluded.has(pnn))
-  const maps = yield* ask(order, "GET_NODEMAP", connected)
-  return connected.filter((pnn) => isActive({ flags: flagsOf(maps.get(pnn) ?? [], pnn) ?? 0 }))
+/** Of nodes that did not answer in time nobody is to blame when the own one is among them: the fault may be here. */
+function blamed(failure: PhaseFailure, own: number): readonly number[] {
+  const ownTimedOut = failure.failures.some(({ pnn, timedOut }) => pnn === own && timedOut)
+  return failure.failures.filter(({ timedOut }) => !(timedOut && ownTimedOut)).map(({ pnn }) => pnn)
 }
 
-/** Every database that some node has, with its flags. Flags of one id must agree, but for READONLY and STICKY. */
-function unionOf(maps: ReadonlyMap<number, DbidMap>): ReadonlyMap<number, number> {
-  const union = new Map<number, number>()
+function* bounded(order: RecoveryOrder, task: Task<void>): Task<void> {
+  const limitMs = BOUND * order.tunables.RecoverTimeout * 1000
+  const over = function* (): Task<void> {
+    yield* sleep(order.scheduler, limitMs)
+    throw new RecoveryFailure(`not finished after ${limitMs / 1000} s`)
+  }
+  const ended = new Error("the recovery ended")
+  const working = function* (): Task<void> {
+    yield* task
+    throw ended
+  }
+  try {
+    yield* together([working(), over()], () => true)
+  } catch (error) {
+    if (error !== ended) throw error
+  }
+}
+
+class Recovery {
+  private readonly requests: Requests
+  private members: readonly number[] = []
+
+  constructor(
+    private readonly order: RecoveryOrder,
+    private readonly progress: ProgressReport,
+  ) {
+    this.requests = new Requests(order.session, order.scheduler, order.tunables.RecoverTimeout * 1000)
+  }
+
+  *run(): Task<void> {
+    const { order, requests, progress } = this
+    const { log, generation } = order
+    this.members = yield* this.findMembers()
+    const { members } = this
+    const capabilities = yield* requests.read("GET_CAPABILITIES", members)
+    const old = members.filter((pnn) => ((capabilities.get(pnn) ?? 0) & PARALLEL) !== PARALLEL)
+    if (old.length > 0) {
+      throw new RecoveryFailure(`node ${old.join(", ")} knows no parallel recovery (older than Samba 4.5)`, old)
+    }
+    const maps = yield* requests.read("GET_DBMAP", members)
+
+    yield* requests.tell("SET_RECMODE", members, RecoveryMode.ACTIVE)
+    log.notice("Set recovery mode to ACTIVE")
+
+    yield* requests.tell("START_RECOVERY", members)
+    log.notice("start_recovery event finished")
+
+    const lmasters = members.filter((pnn) => ((capabilities.get(pnn) ?? 0) & Capability.LMASTER) !== 0)
+    const map = lmasters.length > 0 ? lmasters : [order.pnn]
+    yield* requests.tell("SETVNNMAP", members, { generation, map })
+    log.notice("updated VNNMAP")
+
+    progress.phase = "databases"
+    const recovered = new Set<number>()
+    yield* this.recoverAll(unionOf(maps), recovered)
+    yield* this.finish(recovered)
+    yield* requests.tell("END_RECOVERY", members)
+    log.notice("recovered event finished")
+  }
+
+  /** The nodes that take part: connected, answering, and not inactive by their own word. In PNN order. */
+  private *findMembers(): Task<readonly number[]> {
+    const { pnn, excluded } = this.order
+    const own = (yield* this.requests.read("GET_NODEMAP", [pnn])).get(pnn) as NodeMap
+    const connected = connectedPnns(own).filter((other) => !excluded.has(other))
+    const maps = yield* this.requests.read("GET_NODEMAP", connected)
+    return connected.filter((other) => isActive({ flags: flagsOf(maps.get(other) ?? [], other) ?? 0 }))
+  }
+
+  /** Recovery mode NORMAL, which every database must have reached; those attached meanwhile are recovered first. */
+  private *finish(recovered: Set<number>): Task<void> {
+    const { requests, members, order, progress } = this
+    for (let round = 1; ; round++) {
+      yield* this.recoverLatecomers(recovered)
+      progress.phase = "finishing"
+      try {
+        yield* requests.tell("SET_RECMODE", members, RecoveryMode.NORMAL)
+        order.log.notice("Set recovery mode to NORMAL")
+        return
+      } catch (error) {
+        if (!(error instanceof PhaseFailure) || round === ROUNDS) throw error
+        const before = recovered.size
+        yield* this.recoverLatecomers(recovered)
+        if (recovered.size === before) throw error
+      }
+    }
+  }
+
+  private *recoverLatecomers(recovered: Set<number>): Task<void> {
+    for (let round = 1; round <= ROUNDS; round++) {
+      const union = unionOf(yield* this.requests.read("GET_DBMAP", this.members))
+      const fresh = new Map([...union].filter(([dbId]) => !recovered.has(dbId)))
+      if (fresh.size === 0) return
+      yield* this.recoverAll(fresh, recovered)
+    }
+  }
+
+  /** All databases at once. @throws RecoveryFailure when some could not be recovered: after the others were */
+  private *recoverAll(union: ReadonlyMap<number, Known>, recovered: Set<number>): Task<void> {
+    const { order, progress } = this
+    const around = this.surroundings()
+    const credits = new Map<number, number>()
+    const sound: Known[] = []
+    for (const known of union.values()) {
+      order.log.info(`recover database ${hexId(known.dbId)}`)
+      const odd = oddFlags(known)
+      if (odd === undefined) sound.push(known)
+      else {
+        order.log.error(odd.text)
+        progress.failed++
+        for (const pnn of odd.pnns) credits.set(pnn, (credits.get(pnn) ?? 0) + BAN_CREDITS)
+      }
+    }
+    progress.databases += union.size
+    const tasks = sound.map((known) => recoverDatabase(around, known))
+    // What one database may not settle for itself ends the recovery.
+    const ends = yield* together(tasks, () => true)
+    for (const [index, end] of ends.entries()) {
+      const { recovered: well, credits: theirs } = (end as Extract<Ended<Outcome>, { ok: true }>).value
+      if (well) recovered.add(sound[index]!.dbId)
+      for (const [pnn, count] of theirs) credits.set(pnn, (credits.get(pnn) ?? 0) + count)
+    }
+    order.log.notice(`${progress.recovered} of ${progress.databases} databases recovered`)
+    if (progress.failed === 0) return
+    yield* this.banFaulty(credits)
+    throw new RecoveryFailure(
+      `${progress.failed} of ${progress.databases} databases were not recovered`,
+      [...credits.keys()],
+    )
+  }
+
+  private surroundings(): Surroundings {
+    const { session, scheduler, log, files, pnn, generation, tunables, firstSrvid } = this.order
+    return {
+      session,
+      scheduler,
+      log,
+      requests: this.requests,
+      srvids: new Srvids(firstSrvid),
+      files,
+      gate: new Gate(scheduler, MOVING_MAX),
+      progress: this.progress,
+      pnn,
+      members: this.members,
+      generation,
+      bufferLimit: tunables.RecBufferSizeLimit,
+      judge: (failure) => this.judge(failure),
+    }
+  }
+
+  /**
+   * Why did a node fail? When it has gone, or has a newer generation, this recovery has no point any more; whoever runs the
+   * next one knows more. When this node does not answer itself, it can't tell who was late.
+   */
+  private *judge(failure: PhaseFailure): Task<readonly number[]> {
+    const { order, requests, members } = this
+    const own = order.pnn
+    const failing = failure.failures.map(({ pnn }) => pnn)
+    const looks = yield* together([
+      requests.ask("GET_NODEMAP", [own], undefined, 0, LOOK_MS),
+      requests.ask("GETVNNMAP", [...new Set([own, ...failing])], undefined, 0, LOOK_MS),
+    ])
+    const [maps, vnns] = looks.map((look) => (look.ok ? look.value : undefined))
+    const nodeMap = readNodeMap(maps?.get(own))
+    if (nodeMap === undefined) {
+      order.log.error("The own node does not answer: nobody is blamed for being late")
+      return failing.filter((pnn) => !failure.failures.some((one) => one.pnn === pnn && one.timedOut))
+    }
+    const active = activePnns(nodeMap)
+    const gone = members.filter((pnn) => !active.includes(pnn))
+    if (gone.length > 0) throw new RecoveryFailure(`node ${gone.join(", ")} went away meanwhile`, [], true)
+    for (const [pnn, reply] of vnns ?? []) {
+      const generation = reply.ok && reply.data.length >= 4 ? u32(reply.data) : order.generation
+      if (generation === order.generation) continue
+      throw new RecoveryFailure(`overtaken: node ${pnn} is at generation ${generation}`, [], true)
+    }
+    return failing
+  }
+
+  /** Nodes that let databases fail again and again are banned, if they still take part (cluster page 7.10). */
+  private *banFaulty(credits: ReadonlyMap<number, number>): Task<void> {
+    const { order, requests, members } = this
+    if (order.tunables.EnableBans === 0) return
+    const faulty = [...credits].filter(([, count]) => count >= BAN_CREDITS).sort((a, b) => b[1] - a[1] || a[0] - b[0])
+    const others = members.filter((pnn) => pnn !== order.pnn)
+    // All others at once: then perhaps the leader is the one that is cut off. One at a time shows.
+    const all = others.length > 1 && others.every((pnn) => faulty.some(([node]) => node === pnn))
+    for (const [pnn, count] of all ? faulty.slice(0, 1) : faulty) {
+      const reply = (yield* requests.ask("GET_NODEMAP", [pnn], undefined, 0, LOOK_MS)).get(pnn)
+      const flags = flagsOf(readNodeMap(reply) ?? [], pnn)
+      if (flags === undefined || !isActive({ flags })) continue
+      const time = order.tunables.RecoveryBanPeriod
+      order.log.error(`Banning node ${pnn} for ${time} seconds: ${count} failures in one recovery`)
+      yield* requests.ask("SET_BAN_STATE", [pnn], { pnn, time })
+    }
+  }
+}
+
+const PARALLEL = Capability.PARALLEL_RECOVERY | Capability.FRAGMENTED_CONTROLS
+
+/** Properties that a node may lack: they are set where they are missing. */
+const PROPERTIES = DbFlag.READONLY | DbFlag.STICKY
+
+/** Every database that some node has, in the order of first appearance. */
+function unionOf(maps: ReadonlyMap<number, DbidMap>): ReadonlyMap<number, Known> {
+  const union = new Map<number, { dbId: number; kind: number; holders: Map<number, number> }>()
   for (const [pnn, map] of maps) {
     for (const { dbId, flags } of map) {
-      const known = union.get(dbId)
-      const kind = flags & ~0x06
-      if (known !== undefined && known !== kind) {
-        const id = dbId.toString(16).padStart(8, "0")
-        const pair = `0x${known.toString(16)} != 0x${kind.toString(16)}`
-        throw new RecoveryFailure(`Incompatible database flags for 0x${id} (${pair}) on node ${pnn}`, pnn)
-      }
-      union.set(dbId, kind)
+      const known = union.get(dbId) ?? { dbId, kind: flags & ~PROPERTIES, holders: new Map<number, number>() }
+      known.holders.set(pnn, flags)
+      union.set(dbId, known)
     }
   }
   return union
 }
 
-function* tell<N extends ControlName>(
-  order: RecoveryOrder,
-  control: N,
-  pnns: readonly number[],
-  request: RequestOf<N> | undefined,
-): Task<void> {
-  const timeoutMs = order.tunables.RecoverTimeout * 1000
-  for (const [pnn, reply] of yield* askNodes(order.session, control, pnns, timeoutMs, request)) {
-    if (!reply.ok) throw failure(control, pnn, reply)
+/** Nodes that have a database as another kind than most have it; of equal numbers, nobody is at fault. */
+function oddFlags(known: Known): { readonly text: string; readonly pnns: readonly number[] } | undefined {
+  const byKind = new Map<number, number[]>()
+  for (const [pnn, flags] of known.holders) {
+    const kind = flags & ~PROPERTIES
+    byKind.set(kind, [...(byKind.get(kind) ?? []), pnn])
+  }
+  if (byKind.size < 2) return undefined
+  const groups = [...byKind].sort((a, b) => b[1].length - a[1].length)
+  const [first, second] = groups
+  const clear = first![1].length > second![1].length
+  const kinds = groups.map(([kind, pnns]) => `0x${kind.toString(16)} on node ${pnns.join(", ")}`).join("; ")
+  return {
+    text: `Incompatible database flags for ${hexId(known.dbId)}: ${kinds}`,
+    pnns: clear ? groups.slice(1).flatMap(([, pnns]) => pnns) : [],
   }
 }
 
-function* ask<N extends ControlName>(
-  order: RecoveryOrder,
-  control: N,
-  pnns: readonly number[],
-): Task<ReadonlyMap<number, ReplyOf<N>>> {
-  const timeoutMs = order.tunables.RecoverTimeout * 1000
-  const answers = new Map<number, ReplyOf<N>>()
-  for (const [pnn, reply] of yield* askNodes(order.session, control, pnns, timeoutMs)) {
-    if (!reply.ok) throw failure(control, pnn, reply)
-    try {
-      answers.set(pnn, decodeReply(control, reply.data))
-    } catch (error) {
-      if (!(error instanceof ProtocolError)) throw error
-      throw new RecoveryFailure(`control ${control} to node ${pnn}: ${error.message}`, pnn)
-    }
+function readNodeMap(reply: ControlReply | undefined): NodeMap | undefined {
+  if (reply?.ok !== true) return undefined
+  try {
+    return decodeReply("GET_NODEMAP", reply.data)
+  } catch (error) {
+    if (!(error instanceof ProtocolError)) throw error
+    return undefined
   }
-  return answers
 }
 
-function failure(control: ControlName, pnn: number, reply: Extract<ControlReply, { ok: false }>): RecoveryFailure {
-  const why = reply.reason === "status" ? `status ${reply.status}` : reply.reason
-  const text = reply.error === "" ? why : `${why}: ${reply.error}`
-  return new RecoveryFailure(`control ${control} to node ${pnn}: ${text}`, pnn)
+function u32(bytes: Uint8Array): number {
+  return new DataView(bytes.buffer, bytes.byteOffset).getUint32(0, true)
 }

@@ -101,7 +101,14 @@ export class RecoveryDaemon {
   standing(): Standing {
     const { leader, isLeader, electionInProgress, holdsLock } = this.leadership
     const recovering = this.watch.recoveries.inProgress
-    return { leader, isLeader, electionInProgress, holdsLock, recovering, pendingRequests: this.session.pendingRequests }
+    return {
+      leader,
+      isLeader,
+      electionInProgress,
+      holdsLock,
+      recovering,
+      pendingRequests: this.session.pendingRequests,
+    }
   }
 
   /** Gives up leadership and lock, and ends once the others have been told. */
@@ -138,16 +145,21 @@ export class RecoveryDaemon {
     })
   }
 
+  /** A pass that began under another leader has judged as one or the other: it ends here, and a new one begins. */
   private leaderChanged(leader: number): void {
-    if (leader === this.session.pnn) return
-    this.watch.lostLeadership()
-    if (!this.watch.recoveries.inProgress && !this.watch.takeover.operation.inProgress) return
-    this.environment.log.notice(`Leader changed to ${leader}, aborting recovery`)
+    if (leader !== this.session.pnn) {
+      this.watch.lostLeadership()
+      if (this.watch.recoveries.inProgress) {
+        this.environment.log.notice(`Leader changed to ${leader}, aborting recovery`)
+      } else if (this.watch.takeover.operation.inProgress) {
+        this.environment.log.notice(`Leader changed to ${leader}, aborting takeover`)
+      }
+    }
     const pass = this.pass
     this.pass = undefined
     pass?.cancel()
     this.passTimer?.cancel()
-    this.passTimer = this.environment.setTimer(0, () => this.nextPass())
+    if (!this.stopped) this.passTimer = this.environment.setTimer(0, () => this.nextPass())
   }
 
   // ---- elections -----------------------------------------------------------------------------------------------
@@ -211,12 +223,19 @@ export class RecoveryDaemon {
     if (!equal(to.srvid, ZERO64)) this.session.sendMessage(to.pnn, to.srvid, encode(i32, result))
   }
 
-  /** The own health has changed: the leader's map says who is to know, without waiting for the leader's next pass. */
+  /**
+   * The own flags have changed. Leadership is given up at once if they say so; the others are told without waiting for
+   * the leader's next pass: its map says who they are.
+   */
   private pushFlags(data: Uint8Array): void {
     const change = this.read("PUSH_NODE_FLAGS", () => decode(nodeFlagChange, data))
-    const { leader } = this.leadership
     const { session } = this
     if (change === undefined) return
+    if (change.pnn === session.pnn) {
+      this.watch.ownFlagsChanged(change.newFlags)
+      this.leadership.check()
+    }
+    const { leader } = this.leadership
     session.request("GET_NODEMAP", leader, { timeoutMs: OWN_ANSWER_MS }, (reply) => {
       if (!reply.ok) return
       const nodeMap = this.read("GET_NODEMAP", () => decode(controls.GET_NODEMAP.reply, reply.data))

@@ -30,10 +30,17 @@ export function run<T>(task: Task<T>, done: (result: T) => void, failed: (error:
         failed(error)
         return
       }
+      if (ended && result.done !== true) {
+        // Cancelled from inside this very step: what it wants to wait for is not begun, its `finally` runs.
+        running = false
+        task.return(undefined as T)
+        return
+      }
       if (result.done === true) {
+        const cancelled = ended
         ended = true
         running = false
-        done(result.value)
+        if (!cancelled) done(result.value)
         return
       }
       arrived = undefined
@@ -55,7 +62,7 @@ export function run<T>(task: Task<T>, done: (result: T) => void, failed: (error:
       if (ended) return
       ended = true
       cancelWait?.()
-      // Runs what the task has in `finally`; a task that is cancelled from inside its own step ends by itself.
+      // Runs what the task has in `finally`. One that is in the middle of a step is ended after it, above.
       if (!running) task.return(undefined as T)
     },
   }
@@ -65,6 +72,91 @@ export function* sleep(scheduler: Scheduler, delayMs: number): Task<void> {
   yield (resume) => {
     const timer = scheduler.setTimer(delayMs, () => resume(undefined))
     return () => timer.cancel()
+  }
+}
+
+export type Ended<T> = { readonly ok: true; readonly value: T } | { readonly ok: false; readonly error: unknown }
+
+/**
+ * Runs tasks at the same time and ends when all have ended, each with its result or its error. The first error that
+ * `fatal` finds so ends all others at once, and is thrown.
+ */
+export function* together<T>(
+  tasks: readonly Task<T>[],
+  fatal: (error: unknown) => boolean = () => false,
+): Task<readonly Ended<T>[]> {
+  if (tasks.length === 0) return []
+  let thrown: { readonly error: unknown } | undefined
+  const ends = (yield (resume) => {
+    const results: Ended<T>[] = []
+    const running: Cancel[] = []
+    let left = tasks.length
+    const cancelAll = () => {
+      for (const { cancel } of running) cancel()
+    }
+    for (const [index, task] of tasks.entries()) {
+      if (thrown !== undefined) break
+      const end = (result: Ended<T>) => {
+        if (thrown !== undefined) return
+        results[index] = result
+        if (--left === 0) resume(results)
+      }
+      const cancel = run(
+        task,
+        (value) => end({ ok: true, value }),
+        (error) => {
+          if (!fatal(error) || thrown !== undefined) {
+            end({ ok: false, error })
+            return
+          }
+          thrown = { error }
+          cancelAll()
+          resume(results)
+        },
+      )
+      running.push(cancel)
+    }
+    return cancelAll
+  }) as readonly Ended<T>[]
+  if (thrown !== undefined) throw (thrown as { readonly error: unknown }).error
+  return ends
+}
+
+/** A task that runs on its own while its starter goes on. */
+export interface Running<T> {
+  /** Its result, or its error thrown. */
+  wait(): Task<T>
+  cancel(): void
+}
+
+export function begin<T>(task: Task<T>): Running<T> {
+  let ended: Ended<T> | undefined
+  let waiter: ((value: unknown) => void) | undefined
+  const end = (result: Ended<T>) => {
+    ended = result
+    waiter?.(undefined)
+  }
+  const running = run(
+    task,
+    (value) => end({ ok: true, value }),
+    (error) => end({ ok: false, error }),
+  )
+  return {
+    *wait() {
+      if (ended === undefined) {
+        yield (resume) => {
+          waiter = resume
+          return () => {
+            waiter = undefined
+          }
+        }
+      }
+      const result = ended as Ended<T> | undefined
+      if (result === undefined) throw new Error("a task was waited for twice")
+      if (!result.ok) throw result.error
+      return result.value
+    },
+    cancel: () => running.cancel(),
   }
 }
 

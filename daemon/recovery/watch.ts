@@ -88,6 +88,11 @@ export class Watch {
     return flagsOf(this.own.nodeMap, this.session.pnn) ?? NodeFlag.UNHEALTHY
   }
 
+  /** What the main daemon says about this node between two maps. */
+  ownFlagsChanged(flags: number): void {
+    this.own.nodeMap = this.own.nodeMap.map((node) => (node.pnn === this.session.pnn ? { ...node, flags } : node))
+  }
+
   blame(pnn: number, count = 1): void {
     if ((this.flagsOfSelf() & NodeFlag.INACTIVE) !== 0) return
     this.culprit = pnn
@@ -222,7 +227,7 @@ export class Watch {
       yield* this.repair(finding, excluded)
       return
     }
-    this.unsuppressed = this.recoveries.disabled ? this.unsuppressed : 0
+    if (!this.recoveries.suppressed) this.unsuppressed = 0
     yield* this.takeover.runIfWanted(activePnns(own.nodeMap).filter((pnn) => !excluded.has(pnn)))
   }
 
@@ -391,10 +396,10 @@ export class Watch {
       yield* this.ban(session.pnn)
       return
     }
-    if (this.recoveries.disabled && finding.membership === true && this.unsuppressed < UNSUPPRESSED_MAX) {
+    if (this.recoveries.suppressed && finding.membership === true && this.unsuppressed < UNSUPPRESSED_MAX) {
       // Calls to the node that has gone hang until this recovery: they must not wait for the last one's echo to end.
       this.unsuppressed++
-      this.recoveries.disable(0)
+      this.recoveries.lift()
     }
     environment.log.notice(finding.reason)
     this.unfinished = true
@@ -404,13 +409,20 @@ export class Watch {
     } finally {
       this.recoveries.end()
     }
-    if (!this.unfinished) this.recoveries.disable(this.own.tunables.RerecoveryTimeout)
+    if (this.unfinished) return
+    const seconds = this.own.tunables.RerecoveryTimeout
+    environment.log.notice(
+      "Just finished a recovery. New recoveries will now be suppressed for the rerecovery timeout " +
+        `(${seconds} seconds)`,
+    )
+    this.recoveries.suppress(seconds)
   }
 
   private *runRecovery(excluded: ReadonlySet<number>): Task<void> {
     const { environment, own, session } = this
     const { log } = environment
     log.notice(`Starting do_recovery. Recovery initiated due to problem with node ${this.culprit}`)
+    this.leadership.announce()
     const startedMs = environment.monotonicMs()
     const targets = connectedPnns(own.nodeMap).filter((pnn) => !excluded.has(pnn))
     for (const pnn of targets) {
@@ -430,6 +442,8 @@ export class Watch {
     } catch (error) {
       if (!(error instanceof RecoveryFailure)) throw error
       log.error(`Recovery failed: ${error.message}`)
+      // Who did not answer in all that time need not be waited for as long again.
+      if (error.silent && error.pnn !== undefined) this.silence.missed(error.pnn, startedMs)
       return
     }
     yield* this.takeover.run(activePnns(own.nodeMap).filter((pnn) => !excluded.has(pnn)))
@@ -452,7 +466,7 @@ export class Watch {
   lostLeadership(): void {
     this.unfinished = false
     this.takeover.forget()
-    this.recoveries.disable(0)
+    this.recoveries.lift()
   }
 }
 
