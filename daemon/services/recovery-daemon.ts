@@ -12,6 +12,8 @@ const RESTART_MS = 1000
  * it hangs. (RecdPingTimeout, 60 s by default, is the upper bound; a stock daemon waits for eleven of those.)
  */
 const HUNG_MS = 10_000
+/** A timer that fires later than this was held up by a pause of this whole process. */
+const PAUSE_MS = 1500
 /** At shutdown it gets this long to hand over leadership and lock. */
 const LEAVE_MS = 2000
 
@@ -78,11 +80,18 @@ export class RecoveryDaemonWatch {
   private watch(): void {
     this.hungTimer?.cancel()
     const timeoutS = this.state.tunables.RecdPingTimeout
-    if (timeoutS === 0) return
-    this.hungTimer = this.environment.setTimer(Math.min(timeoutS * 1000, HUNG_MS), () => this.hung())
+    if (timeoutS === 0 || this.leaving !== undefined) return
+    const limitMs = Math.min(timeoutS * 1000, HUNG_MS)
+    const dueMs = this.environment.monotonicMs() + limitMs
+    this.hungTimer = this.environment.setTimer(limitMs, () => this.hung(dueMs))
   }
 
-  private hung(): void {
+  private hung(dueMs: number): void {
+    if (this.environment.monotonicMs() - dueMs > PAUSE_MS) {
+      // It was this process that stood still; the pings of that time are still to be read.
+      this.watch()
+      return
+    }
     this.environment.log.error("Recovery daemon ping timeout. Ending it")
     // A stopped process keeps a TERM pending and holds the cluster lock: only KILL frees it. Its end brings the restart.
     this.process?.kill()
