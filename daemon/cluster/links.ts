@@ -56,17 +56,22 @@ export class Links {
     private readonly events: LinkEvents,
   ) {}
 
-  /** Listens on the own address. Throws if it can't be bound. */
+  /**
+   * Listens on the own address; peers may connect from now on, though this node does not connect back yet. Throws if the
+   * address can't be bound.
+   */
   listen(): void {
     const own = this.state.self
     this.listener = this.environment.transport.listen(own.address, own.port, (connection, remote) =>
       this.accept(connection, remote),
     )
+    this.links = []
+    for (const node of this.state.nodes) this.add(node)
   }
 
   /** Starts connecting to every other node that is not deleted. */
   connectAll(): void {
-    for (const node of this.state.nodes) this.watch(node)
+    for (const link of this.links) if (link !== undefined && link.outgoing === undefined) this.connect(link)
   }
 
   /** Takes over a changed nodes list: entries that are the same object keep their link, all others start afresh. */
@@ -78,7 +83,10 @@ export class Links {
       if (this.state.nodes[link.node.pnn] === link.node) this.links[link.node.pnn] = link
       else this.drop(link)
     }
-    for (const node of this.state.nodes) if (this.links[node.pnn] === undefined) this.watch(node)
+    for (const node of this.state.nodes) {
+      const link = this.links[node.pnn] === undefined ? this.add(node) : undefined
+      if (link !== undefined) this.connect(link)
+    }
   }
 
   /** Closes everything; peers see the end of the links at once. */
@@ -130,11 +138,11 @@ export class Links {
     return alive
   }
 
-  private watch(node: NodeEntry): void {
-    if (node.pnn === this.state.pnn || (node.flags & NodeFlag.DELETED) !== 0) return
+  private add(node: NodeEntry): Link | undefined {
+    if (node.pnn === this.state.pnn || (node.flags & NodeFlag.DELETED) !== 0) return undefined
     const link = new Link(node)
     this.links[node.pnn] = link
-    this.connect(link)
+    return link
   }
 
   private connect(link: Link): void {
