@@ -21,10 +21,13 @@ const QUEUE_BYTES_MAX = 256 << 20
 export const CLIENTS_MAX = 20_000
 
 /** Stands in the id table for the moment between an id and the client that gets it. */
-const NOBODY: LocalClient = { id: 0, pid: 0, send: () => {} }
+const NOBODY: LocalClient = { id: 0, pid: 0, pendingIds: new Set(), send: () => {} }
 
 export class Client implements LocalClient {
   readonly notifications = new Notifications()
+  readonly pendingIds = new Set<number>()
+  /** It is being disconnected because it does not read; what else comes for it is lost. */
+  condemned = false
   /** START_PERSISTENT_UPDATE controls without their end. */
   persistentUpdates = 0
   private paused = false
@@ -45,6 +48,11 @@ export class Client implements LocalClient {
       this.paused = true
       this.connection.pause()
     }
+  }
+
+  /** Bytes sent to it that it has not read. */
+  get queuedBytes(): number {
+    return this.connection.queuedBytes
   }
 
   drained(): void {
@@ -118,7 +126,9 @@ export class Clients {
 
   /** Hands a message to a client, and disconnects it if it has not read what it got for too long. */
   deliver(client: Client, packet: Uint8Array): void {
+    if (client.condemned) return
     if (client.overfull()) {
+      client.condemned = true
       this.environment.log.error(`CTDB_REQ_MESSAGE queue full - killing client connection.`)
       this.environment.nextTurn(() => this.disconnect(client))
       return

@@ -48,6 +48,8 @@ export type Answer = (answer: ControlAnswer) => void
 export interface LocalClient {
   readonly id: number
   readonly pid: number
+  /** Ids of its requests that wait for other nodes: what is to be forgotten when it leaves. */
+  readonly pendingIds: Set<number>
   send(packet: Uint8Array): void
 }
 
@@ -137,6 +139,11 @@ export class Router {
     return reached
   }
 
+  /** Bytes that were sent to that node, to that srvid on this one, and have not been taken: what a bulk sender waits by. */
+  queuedBytes(destnode: number, srvid: Word64): number {
+    return destnode === this.state.pnn ? this.srvids.queuedBytes(srvid) : this.links().queuedBytes(destnode)
+  }
+
   /** A message from the daemon itself. Copies to this node are delivered in the next turn. */
   sendMessage(destnode: number, srvid: Word64, data: Uint8Array): void {
     this.send(
@@ -172,14 +179,16 @@ export class Router {
       answer({ status: -1, error: "ctdb_control to disconnected node" })
       return
     }
-    if (this.pendingControls >= PENDING_CONTROLS_MAX) {
-      answer({ status: -1, error: `${this.pendingControls} controls are waiting for other nodes: no more accepted` })
+    const waiting = client?.pendingIds.size ?? 0
+    if (waiting >= PENDING_CONTROLS_MAX) {
+      answer({ status: -1, error: `${waiting} controls of this client are waiting for other nodes: no more accepted` })
       return
     }
     const timeoutS = this.state.tunables.ControlTimeout
     const deadlineMs = timeoutS === 0 ? Number.POSITIVE_INFINITY : this.environment.monotonicMs() + timeoutS * 1000
     const reqid = this.ids.add({ kind: "control", destnode, opcode: control.opcode, deadlineMs, client, answer })
     this.pendingControls++
+    client?.pendingIds.add(reqid)
     this.sweepTimer ??= this.environment.setTimer(1000, () => this.sweep())
     const packet = this.packet(Operation.REQ_CONTROL, destnode, control, reqid)
     const bytes = encodePacket(packet, "daemon")
@@ -194,22 +203,25 @@ export class Router {
 
   /** Requests of a client that has gone are forgotten; their late replies meet nobody. */
   clientGone(client: LocalClient): void {
-    for (const [id, entry] of this.ids.all()) {
-      if (entry.kind === "control" && entry.client === client) this.forget(id)
+    for (const id of client.pendingIds) {
+      this.ids.remove(id)
+      this.pendingControls--
     }
+    client.pendingIds.clear()
   }
 
   private failPending(match: (pending: PendingControl) => boolean, error: string): void {
     for (const [id, entry] of this.ids.all()) {
       if (entry.kind !== "control" || !match(entry)) continue
-      this.forget(id)
+      this.forget(id, entry)
       entry.answer({ status: -1, error })
     }
   }
 
-  private forget(id: number): void {
+  private forget(id: number, { client }: PendingControl): void {
     this.ids.remove(id)
     this.pendingControls--
+    client?.pendingIds.delete(id)
   }
 
   private sweep(): void {
@@ -330,7 +342,7 @@ export class Router {
       this.environment.log.debug(`pnn ${this.state.pnn} Invalid reqid ${reqid} in ctdb_reply_control`)
       return
     }
-    this.forget(reqid)
+    this.forget(reqid, entry)
     entry.answer({ status, data, error })
   }
 
@@ -386,7 +398,7 @@ export class Router {
     }
     if (destnode === this.state.pnn) {
       this.state.statistics.now.node.reqControl++
-      this.execute({ ...packet, clientId: client.id }, client, answer)
+      this.execute({ ...packet, srcnode: this.state.pnn, clientId: client.id }, client, answer)
       return
     }
     const forwarded = { opcode, srvid, clientId: client.id, flags, data }
@@ -461,11 +473,21 @@ const LIVENESS_CONTROLS: ReadonlySet<number> = new Set(
     controls.WIPE_DATABASE,
   ].map((control) => control.opcode),
 )
-/** These must not overtake the record buffers that travel as messages beside them (cluster page 7.6). */
+/**
+ * These must not overtake the record buffers that travel as messages beside them (cluster page 7.6), or must not be overtaken
+ * by calls for the records of the database that they attach.
+ */
 const RECORD_CONTROLS: ReadonlySet<number> = new Set(
-  [controls.DB_PULL, controls.DB_PUSH_START, controls.DB_PUSH_CONFIRM, controls.TRAVERSE_DATA].map(
-    (control) => control.opcode,
-  ),
+  [
+    controls.DB_PULL,
+    controls.DB_PUSH_START,
+    controls.DB_PUSH_CONFIRM,
+    controls.TRAVERSE_DATA,
+    controls.DB_ATTACH,
+    controls.DB_ATTACH_PERSISTENT,
+    controls.DB_ATTACH_REPLICATED,
+    controls.DB_DETACH,
+  ].map((control) => control.opcode),
 )
 
 export function controlPriority(opcode: number): Priority {
