@@ -30,6 +30,8 @@ export const CONVERGENCE_MS = 160_000
 /** Once whole, nothing may change for so long: no other leader, no recovery. */
 const CALM_MS = 5000
 const LOOK_MS = 500
+/** From the healing of all links until operators put every node back in. */
+const SETTLE_MS = 3000
 
 type Pnn = number | "leader"
 type Part = "main" | "recd" | "both"
@@ -45,7 +47,11 @@ export type Deed =
   | { readonly kind: "loss"; readonly share: number; readonly forMs: number }
   | { readonly kind: "slow"; readonly delayMaxMs: number; readonly forMs: number }
   | { readonly kind: "unhealthy"; readonly pnn: Pnn; readonly forMs: number }
-  | { readonly kind: "stop" | "continue" | "unban" | "disable" | "enable" | "recover"; readonly pnn: Pnn; readonly via: number }
+  | {
+      readonly kind: "stop" | "continue" | "unban" | "disable" | "enable" | "recover"
+      readonly pnn: Pnn
+      readonly via: number
+    }
   | { readonly kind: "ban"; readonly pnn: Pnn; readonly via: number; readonly seconds: number }
   | { readonly kind: "leader capability"; readonly pnn: Pnn; readonly via: number; readonly on: boolean }
   | { readonly kind: "shutdown"; readonly pnn: Pnn; readonly via: number; readonly downMs: number }
@@ -160,6 +166,8 @@ function deedOf(random: Random, nodes: number, lock: boolean): Deed {
 class History {
   readonly world: World
   private readonly shuttingDown = new Set<number>()
+  /** The faults have stopped; what would have ended one of them has nothing to do any more. */
+  private over = false
   private unexpected: string | undefined
 
   constructor(readonly plan: Plan) {
@@ -199,7 +207,8 @@ class History {
   }
 
   private exited(host: Host, status: number): void {
-    if (!this.shuttingDown.delete(host.pnn)) this.unexpected ??= `node ${host.pnn} ended by itself with status ${status}`
+    if (!this.shuttingDown.delete(host.pnn))
+      this.unexpected ??= `node ${host.pnn} ended by itself with status ${status}`
   }
 
   // ---- faults --------------------------------------------------------------------------------------------------
@@ -299,7 +308,9 @@ class History {
   }
 
   private later(delayMs: number, run: () => void): void {
-    this.world.at(this.world.nowMs + delayMs, undefined, run)
+    this.world.at(this.world.nowMs + delayMs, undefined, () => {
+      if (!this.over) run()
+    })
   }
 
   private freeze(host: Host, part: Part, forMs: number): void {
@@ -327,7 +338,7 @@ class History {
     if (session === undefined) return
     use(session)
     // Long enough for an answer from anywhere; the program ends then whatever it has heard.
-    this.later(3000, () => session.close())
+    this.world.at(this.world.nowMs + 3000, undefined, () => session.close())
   }
 
   private control<N extends ControlName>(via: number, to: Host, control: N, request?: RequestOf<N>): void {
@@ -344,25 +355,29 @@ class History {
   /** Every node runs, every link stands but those of a lasting partition, and no operator keeps a node out. */
   private stopFaults(): void {
     const { world, plan } = this
+    this.over = true
     world.trace("-->", "the faults stop")
     world.loss = 0
     world.delayMaxMs = 1
     for (const process of [...world.allProcesses]) world.thaw(process)
     this.healAll()
-    if (plan.lasting !== 0) this.part(plan.lasting)
     for (const host of world.hosts) {
       host.eventStatus = () => 0
-      const [main] = [host.main]
+      // A shutdown that was asked of a node that stood still is only now under way.
       host.onExit = (status) => {
         this.exited(host, status)
-        this.later(1000, () => host.start())
+        world.at(world.nowMs + 1000, undefined, () => host.start())
       }
-      if (main?.alive !== true) host.start()
+      if (!host.running) host.start()
+    }
+    // What operators had said to nodes that could not be reached arrives now; what follows is their last word.
+    world.runFor(SETTLE_MS)
+    if (plan.lasting !== 0) this.part(plan.lasting)
+    for (const host of world.hosts) {
       this.control(host.pnn, host, "CONTINUE_NODE")
       this.control(host.pnn, host, "ENABLE_NODE")
       this.control(host.pnn, host, "SET_RECMASTERROLE", 1)
     }
-    // A shutdown that was asked of a node that stood still is only now under way, and kept for the exit that follows it.
   }
 
   // ---- becoming whole ------------------------------------------------------------------------------------------
@@ -373,6 +388,7 @@ class History {
     const deadlineMs = world.nowMs + CONVERGENCE_MS
     let goodSinceMs: number | undefined
     let picture = ""
+    let change = ""
     for (;;) {
       const found = fault(world.hosts)
       const now = found === undefined ? world.hosts.map(pictureOf).join(" ") : ""
@@ -381,10 +397,12 @@ class History {
         goodSinceMs = world.nowMs
         picture = now
       } else if (now !== picture) {
-        return `the whole cluster changed again from ${picture} to ${now}`
+        change = `changed from ${picture} to ${now}`
+        goodSinceMs = world.nowMs
+        picture = now
       } else if (world.nowMs - goodSinceMs >= CALM_MS) return undefined
-      if (world.nowMs >= deadlineMs && goodSinceMs === undefined) {
-        return `not whole ${CONVERGENCE_MS / 1000} s after the faults stopped: ${found}`
+      if (world.nowMs >= deadlineMs && (goodSinceMs === undefined || goodSinceMs > deadlineMs)) {
+        return `not whole and calm ${CONVERGENCE_MS / 1000} s after the faults stopped: ${found ?? change}`
       }
       world.runFor(LOOK_MS)
     }
@@ -464,10 +482,16 @@ export function planText(plan: Plan): string {
   const starts = startMs.map((ms) => (ms / 1000).toFixed(1)).join(" ")
   const lines = faults.map(({ atMs, deed }) => `  ${(atMs / 1000).toFixed(3).padStart(8)} s  ${deedText(deed)}`)
   const sides = lasting === 0 ? "" : `, then partition 0b${lasting.toString(2)} stays`
-  return [`${head}, started at ${starts} s`, ...lines, `  ${(endMs / 1000).toFixed(3).padStart(8)} s  faults stop${sides}`].join("\n")
+  return [
+    `${head}, started at ${starts} s`,
+    ...lines,
+    `  ${(endMs / 1000).toFixed(3).padStart(8)} s  faults stop${sides}`,
+  ].join("\n")
 }
 
 function deedText(deed: Deed): string {
   const rest = Object.entries(deed).filter(([key]) => key !== "kind")
-  return [deed.kind, ...rest.map(([key, value]) => `${key}=${key === "side" ? `0b${value.toString(2)}` : value}`)].join(" ")
+  return [deed.kind, ...rest.map(([key, value]) => `${key}=${key === "side" ? `0b${value.toString(2)}` : value}`)].join(
+    " ",
+  )
 }

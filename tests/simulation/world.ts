@@ -107,6 +107,8 @@ function before(a: Event, b: Event): boolean {
 export class SimProcess {
   alive = true
   frozen = false
+  /** It goes on after a pause, and has not yet read all that came meanwhile, in one turn of its loop. */
+  catchingUp = false
   /** What came while it stood still; it happens all at once when it goes on. */
   readonly backlog: (() => void)[] = []
   readonly connections = new Set<SimConnection>()
@@ -368,7 +370,14 @@ export class Host {
     )
     this.recovery = recovery
     process.recovery = recovery
-    world.at(world.nowMs + world.random.between(5, 60), process, () => recovery.start())
+    world.at(world.nowMs + world.random.between(5, 60), process, () => {
+      try {
+        recovery.start()
+      } catch {
+        // The main daemon has gone meanwhile.
+        world.end(process, false)
+      }
+    })
     return {
       terminate: () => {
         world.at(world.nowMs, process, () => recovery.stop())
@@ -532,11 +541,14 @@ export class World {
     this.trace(process.name, "CONT")
     process.frozen = false
     process.runsSinceMs = this.nowMs
+    process.catchingUp = true
     for (const run of process.backlog.splice(0)) {
       if (!process.alive) break
       this.arrived = undefined
       run()
+      this.check?.(process)
     }
+    process.catchingUp = false
     this.check?.(process)
   }
 
@@ -781,7 +793,9 @@ export class World {
 
   traceText(): string {
     const lines = this.lines.slice(-TRACE_LINES)
-    return lines.map(([at, who, text]) => `${(at / 1000).toFixed(3).padStart(9)} ${String(who).padEnd(3)} ${text}`).join("\n")
+    return lines
+      .map(([at, who, text]) => `${(at / 1000).toFixed(3).padStart(9)} ${String(who).padEnd(3)} ${text}`)
+      .join("\n")
   }
 
   logger(name: string): Logger {
