@@ -368,6 +368,11 @@ describe("turns", () => {
     const urgent = await RawPeer.connect(path)
     await urgent.write(packetOf(64, 0xfff0))
     await until("the urgent one known", () => served.length === 1 && accepted.length === 11)
+    // The kernel reports first who was heard last: that must not be the urgent one.
+    for (const [i, client] of clients.entries()) {
+      await client.write(packetOf(64, i + 1))
+      await until("every client heard", () => served.length === i + 2)
+    }
     served.length = 0
     for (const [i, client] of clients.entries()) {
       client.socket.write(concat(...Array.from({ length: 2000 }, () => packetOf(64, i + 1))))
