@@ -271,6 +271,7 @@ class Daemon {
       lockHelper: process.env.CTDB_CLUSTER_MUTEX_HELPER,
       onChildOutput: (line) => log.log(childLevel, line),
       exit: (status) => this.exit(status),
+      databases: configuration.database,
       notifyScript: paths.notifyScript,
       acceptClients: () => this.acceptClients(inBackground),
       recoveryEnvironment: {},

@@ -4,11 +4,12 @@
 import { logLevelName } from "../lib/config/log.ts"
 import { findTunable, tunableListText, tunablesToWords } from "../lib/config/tunables.ts"
 import { type Codec, decode, decodeExact, encode, ProtocolError } from "../lib/protocol/codec.ts"
-import { Capability, Errno, RunState, Srvid } from "../lib/protocol/constants.ts"
+import { Capability, DbFlag, Errno, RunState, Srvid } from "../lib/protocol/constants.ts"
 import { type ControlName, controlByOpcode, controls, type ReplyOf, type RequestOf } from "../lib/protocol/controls.ts"
 import type { ReqControl } from "../lib/protocol/packet.ts"
 import type { Word64 } from "../lib/protocol/word64.ts"
 import type { Client } from "./clients.ts"
+import type { DatabaseKind } from "./database/files.ts"
 import type { Node } from "./node.ts"
 import type { Answer, LocalClient } from "./routing.ts"
 import { isActive, socketAddress } from "./state.ts"
@@ -47,6 +48,7 @@ const handlers: Handlers = {
   STATISTICS: ({ node }) => ({ reply: node.statistics() }),
   STATISTICS_RESET: ({ node }) => {
     node.state.statistics.reset(node.environment.wallClock())
+    node.databases.resetStatistics()
     return 0
   },
   GET_STAT_HISTORY: ({ node }) => ({ reply: node.state.statistics.historyList() }),
@@ -60,7 +62,7 @@ const handlers: Handlers = {
     node.environment.log.notice(`Debug level set to ${logLevelName(level)}`)
     return 0
   },
-  GET_DBMAP: () => ({ reply: [] }),
+  GET_DBMAP: ({ node }) => ({ reply: node.databases.map() }),
   GET_RECMODE: ({ node }) => node.state.recoveryMode,
   SET_RECMODE: ({ node, request, answer }) => {
     node.recovery.setMode(request, answer)
@@ -70,7 +72,8 @@ const handlers: Handlers = {
     if (client === undefined) return -1
     const deliver = (data: Uint8Array, srvid: Word64) =>
       node.clients.deliver(client, node.router.messageToClient(srvid, data))
-    return node.router.srvids.register(control.srvid, { owner: client, deliver }) ? 0 : -1
+    const queuedBytes = () => client.queuedBytes
+    return node.router.srvids.register(control.srvid, { owner: client, deliver, queuedBytes }) ? 0 : -1
   },
   DEREGISTER_SRVID: ({ node, client, control }) => {
     if (client === undefined) return -1
@@ -223,6 +226,62 @@ const handlers: Handlers = {
   TUNNEL_DEREGISTER: ({ node, client, control }) =>
     client !== undefined && node.router.tunnels.deregister(control.srvid, client) ? 0 : -1,
   ECHO_DATA: ({ request }) => ({ reply: request }),
+
+  DB_ATTACH: attach("volatile"),
+  DB_ATTACH_PERSISTENT: attach("persistent"),
+  DB_ATTACH_REPLICATED: attach("replicated"),
+  DB_DETACH: ({ node, request: id, client }) => (node.databases.detach(id, client) ? 0 : -1),
+  GETDBPATH: ({ node, request: id }) => orFail(node.databases.get(id)?.path),
+  GET_DBNAME: ({ node, request: id }) => orFail(node.databases.get(id)?.name),
+  DB_OPEN_FLAGS: ({ node, request: id }) => orFail(node.databases.get(id)?.openFlags),
+  GET_DB_STATISTICS: ({ node, request: id }) => orFail(node.databases.get(id)?.statistics()),
+  SET_DB_READONLY: ({ node, request: id }) => (node.databases.setProperty(id, DbFlag.READONLY) ? 0 : -1),
+  SET_DB_STICKY: ({ node, request: id }) => (node.databases.setProperty(id, DbFlag.STICKY) ? 0 : -1),
+  DB_GET_HEALTH: ({ node, request: id }) => orFail(node.databases.healthReason(id)),
+  DB_SET_HEALTHY: ({ node, request: id }) => {
+    const wasUnhealthy = node.databases.setHealthy(id)
+    if (wasUnhealthy === undefined) return -1
+    if (wasUnhealthy && node.state.runState === RunState.STARTUP) node.recovery.ask("A database was set healthy")
+    return 0
+  },
+  ENABLE_SEQNUM: ({ node, request: id }) => (node.databases.enableSeqnum(id) ? 0 : -1),
+  UPDATE_SEQNUM: ({ node, request: id, control }) => (node.databases.updateSeqnum(id, control.srcnode) ? 0 : -1),
+  GET_DB_SEQNUM: ({ node, request: id, answer }) => {
+    node.databases.recordSeqnum(id, answer)
+    return "later"
+  },
+  DB_FREEZE: ({ node, request: id, answer }) => {
+    node.databases.freezeOne(id, answer)
+    return "later"
+  },
+  DB_THAW: ({ node, request: id }) => (node.databases.thawOne(id) ? 0 : -1),
+  DB_TRANSACTION_START: ({ node, request }) => (node.databases.startTransaction(request) ? 0 : -1),
+  DB_TRANSACTION_COMMIT: ({ node, request }) => (node.databases.commitTransaction(request) ? 0 : -1),
+  DB_TRANSACTION_CANCEL: ({ node, request: id }) => (node.databases.cancelTransaction(id) ? 0 : -1),
+  WIPE_DATABASE: ({ node, request }) => (node.databases.wipe(request) ? 0 : -1),
+  DB_PULL: ({ node, request, control, answer }) => {
+    node.databases.pull(request, control.srcnode, answer)
+    return "later"
+  },
+  DB_PUSH_START: ({ node, request }) => (node.databases.pushStart(request) ? 0 : -1),
+  DB_PUSH_CONFIRM: ({ node, request: id, answer }) => {
+    node.databases.pushConfirm(id, answer)
+    return "later"
+  },
+}
+
+type AttachControl = "DB_ATTACH" | "DB_ATTACH_PERSISTENT" | "DB_ATTACH_REPLICATED"
+
+function attach(kind: DatabaseKind) {
+  return ({ node, request, control, client, answer }: Context<AttachControl>): "later" => {
+    node.databases.attach(kind, request, control, client, answer)
+    return "later"
+  }
+}
+
+/** A status of 0 with that payload, or -1: there is no such database. */
+function orFail<T>(reply: T | undefined): -1 | { readonly reply: T } {
+  return reply === undefined ? -1 : { reply }
 }
 
 /** Controls that this node answers with something of its own; the rest are refused as unknown ones. */

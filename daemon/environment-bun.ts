@@ -12,6 +12,7 @@ import type { Timeval } from "../lib/protocol/structs.ts"
 import { processExists } from "../lib/sys/process.ts"
 import { selfCommand } from "../lib/sys/self.ts"
 import { lockHelper } from "./cluster/lock-helper.ts"
+import { type DatabaseDirectories, databaseFiles } from "./database/files-disk.ts"
 import type { NodeEnvironment, ProcessEnvironment, RecoveryEnvironment, RecoveryProcess } from "./environment.ts"
 
 export interface ProcessSettings {
@@ -26,6 +27,7 @@ export interface ProcessSettings {
 }
 
 export interface NodeProcessSettings extends ProcessSettings {
+  readonly databases: DatabaseDirectories
   readonly notifyScript: string
   readonly acceptClients: () => void
   /** Variables for the recovery daemon on top of this process's own. */
@@ -75,6 +77,7 @@ export function nodeEnvironment(settings: NodeProcessSettings): NodeEnvironment 
         return () => attempt.cancel()
       },
     },
+    databases: databaseFiles(settings.databases, realScheduler),
     pid: process.pid,
     processExists,
     startRecoveryDaemon: (onExit) => startRecoveryDaemon(settings, onExit),

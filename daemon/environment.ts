@@ -7,6 +7,7 @@ import type { Logger } from "../lib/config/log.ts"
 import type { ListedNode } from "../lib/config/nodes-file.ts"
 import type { PacketConnection, PacketHandler, Scheduler } from "../lib/net/ports.ts"
 import type { Timeval } from "../lib/protocol/structs.ts"
+import type { DatabaseFiles } from "./database/files.ts"
 
 /** What both processes of a node, the main daemon and its recovery daemon, need. */
 export interface ProcessEnvironment extends Scheduler {
@@ -87,6 +88,7 @@ export interface RecoveryProcess {
 /** What only the main daemon of a node needs. */
 export interface NodeEnvironment extends ProcessEnvironment {
   readonly transport: Transport
+  readonly databases: DatabaseFiles
   /** Process id of the daemon, what GET_PID answers. */
   readonly pid: number
   /** Whether a process of that id exists on this machine. */

@@ -15,6 +15,7 @@ import { type AnnouncedVersion, Keepalive } from "./cluster/keepalive.ts"
 import { Links } from "./cluster/links.ts"
 import { execute } from "./controls.ts"
 import { NodeFreeze } from "./database/freeze.ts"
+import { Databases } from "./database/registry.ts"
 import type { NodeEnvironment } from "./environment.ts"
 import { IdTable } from "./ids.ts"
 import { RecoverySide } from "./recovery/mode.ts"
@@ -56,7 +57,8 @@ export class Node {
   readonly state: NodeState
   readonly router: Router
   readonly clients: Clients
-  readonly freeze = new NodeFreeze(() => [])
+  readonly databases: Databases
+  readonly freeze: NodeFreeze
   readonly flags: Flags
   readonly recovery: RecoverySide
   readonly recoveryDaemon: RecoveryDaemonWatch
@@ -81,6 +83,11 @@ export class Node {
     const ids = new IdTable<IdEntry>()
     this.router = new Router(state, environment, ids, () => this.links)
     const askForRecovery = (reason: string) => this.recovery.ask(reason)
+    this.databases = new Databases(state, environment, this.router, () => this.freeze, {
+      attached: () => {},
+      detached: () => {},
+    })
+    this.freeze = new NodeFreeze(() => this.databases.all())
     this.clients = new Clients(state, environment, ids, this.router, askForRecovery)
     this.links = new Links(state, environment, {
       onPacket: (peer, packet) => this.router.receiveFromNode(peer, packet),
@@ -99,7 +106,7 @@ export class Node {
     this.recovery = new RecoverySide(state, environment, this.router, this.freeze, {
       shutdown: (status, reason) => this.shutdown(status, reason),
       releaseAddresses,
-      recovered: () => {},
+      recovered: () => this.databases.recovered(),
       setRunState: (runState) => setRunState(state, environment, runState),
     })
     this.recoveryDaemon = new RecoveryDaemonWatch(state, environment)
@@ -147,6 +154,13 @@ export class Node {
     }
     state.generation = INVALID_GENERATION
     state.vnnMap = state.nodes.filter((node) => (node.flags & NodeFlag.DELETED) === 0).map((node) => node.pnn)
+    try {
+      this.databases.attachPersistent()
+    } catch (error) {
+      environment.log.error(`Failed to attach to databases: ${error instanceof Error ? error.message : String(error)}`)
+      this.fail(new StartError("Failed to attach to databases", ABORT_STATUS))
+      return
+    }
     this.freeze.freeze((ok) => {
       if (state.shuttingDown) return
       if (ok) this.serve()

@@ -8,6 +8,8 @@ import { equal, type Word64 } from "../../lib/protocol/word64.ts"
 export interface MessageHandler<Owner> {
   readonly owner: Owner
   deliver(data: Uint8Array, srvid: Word64): void
+  /** Bytes that the owner has not taken yet, of anything. */
+  queuedBytes?(): number
 }
 
 /** A client that registers more srvids than this is refused: each costs memory, and nobody needs them. */
@@ -56,6 +58,15 @@ export class SrvidTable<Owner> {
         ?.get(srvid.lo)
         ?.some((handler) => handler.owner === owner) ?? false
     )
+  }
+
+  /** The most that anybody who listens to that srvid has not taken yet. */
+  queuedBytes(srvid: Word64): number {
+    let most = 0
+    for (const handler of this.byHigh.get(srvid.hi)?.get(srvid.lo) ?? []) {
+      most = Math.max(most, handler.queuedBytes?.() ?? 0)
+    }
+    return most
   }
 
   removeOwner(owner: Owner): void {

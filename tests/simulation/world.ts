@@ -12,6 +12,8 @@ import type { ListedNode } from "../../lib/config/nodes-file.ts"
 import { defaultTunables, type Tunables } from "../../lib/config/tunables.ts"
 import type { PacketConnection, PacketHandler, Scheduler, Timer } from "../../lib/net/ports.ts"
 
+import { SimDisk } from "./files.ts"
+
 /** Virtual wall clock at the beginning (s since 1970); only differences matter. */
 const EPOCH_S = 1_700_000_000
 /** A lost segment comes again after this time (ms), as TCP's first retransmission. */
@@ -253,6 +255,9 @@ export class Host {
   /** The cluster lock of this node's configuration, where it is not the common one. */
   lockString: string | undefined
   private acceptClients = false
+  readonly disk = new SimDisk((run) => {
+    this.world.at(this.world.nowMs, this.main, run)
+  })
   readonly tunables: Tunables
 
   constructor(
@@ -275,6 +280,7 @@ export class Host {
     this.powered = true
     this.acceptClients = false
     this.exitStatus = undefined
+    this.disk.restart()
     this.node = new Node(
       {
         tunables: { ...this.tunables },
@@ -334,6 +340,7 @@ export class Host {
         connect: (_local, remote, port, timeoutMs, onConnected, onFailed) =>
           world.connect(process, remote, port, timeoutMs, onConnected, onFailed),
       },
+      databases: this.disk,
       pid: 1000 + this.pnn,
       processExists: () => true,
       startRecoveryDaemon: (onExit) => this.startRecoveryDaemon(onExit),

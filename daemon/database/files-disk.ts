@@ -1,0 +1,165 @@
+// Database files on disk: names, directories, flags and the way to open them as stock daemons and their clients do
+// (tdb-format page 9.1, 9.2). What is in them, and when they are opened, is decided elsewhere.
+
+import { constants, readdirSync, renameSync, unlinkSync } from "node:fs"
+import type { Scheduler } from "../../lib/net/ports.ts"
+import {
+  CLEAR_IF_FIRST,
+  DISALLOW_NESTING,
+  INCOMPATIBLE_HASH,
+  MUTEX_LOCKING,
+  NOSYNC,
+  openTdb,
+  type Tdb,
+  Walk,
+} from "../../lib/tdb/tdb.ts"
+import type { DatabaseFiles, DatabaseKind, FileLocks, OpenedFile, OpenParameters } from "./files.ts"
+
+export interface DatabaseDirectories {
+  readonly volatileDirectory: string
+  readonly persistentDirectory: string
+  readonly stateDirectory: string
+  /** Robust mutexes for volatile databases. */
+  readonly tdbMutexes: boolean
+}
+
+const FILE_MODE = 0o600
+const HEALTH_HASH_SIZE = 131
+const HEALTH = "persistent_health.tdb"
+
+export function databaseFiles(directories: DatabaseDirectories, scheduler: Scheduler): DatabaseFiles {
+  const pathOf = (kind: DatabaseKind, name: string, pnn: number) => {
+    const { persistentDirectory, volatileDirectory } = directories
+    return `${kind === "persistent" ? persistentDirectory : volatileDirectory}/${name}.${pnn}`
+  }
+  const healthPath = (pnn: number) => `${directories.stateDirectory}/${HEALTH}.${pnn}`
+  return {
+    open: (parameters) => openDatabase(parameters, pathOf, directories.tdbMutexes, scheduler),
+    persistentNames: (pnn) => persistentNames(directories.persistentDirectory, pnn),
+    setAside: (name, pnn) => setAside(pathOf("persistent", name, pnn)),
+    openHealth: (pnn) => {
+      const openFlags = constants.O_RDWR | constants.O_CREAT
+      const flags = DISALLOW_NESTING
+      return openTdb(healthPath(pnn), { flags, hashSize: HEALTH_HASH_SIZE, openFlags, mode: FILE_MODE })
+    },
+    setHealthAside: (pnn) => setAside(healthPath(pnn)),
+  }
+}
+
+function flagsOf(kind: DatabaseKind, mutexes: boolean): number {
+  if (kind === "persistent") return DISALLOW_NESTING
+  const flags = NOSYNC | CLEAR_IF_FIRST | DISALLOW_NESTING | INCOMPATIBLE_HASH
+  return kind === "volatile" && mutexes ? flags | MUTEX_LOCKING : flags
+}
+
+function openDatabase(
+  parameters: OpenParameters,
+  pathOf: (kind: DatabaseKind, name: string, pnn: number) => string,
+  mutexes: boolean,
+  scheduler: Scheduler,
+): OpenedFile {
+  const { kind, name, pnn, hashSize, maxDead } = parameters
+  const path = pathOf(kind, name, pnn)
+  const open = () =>
+    openTdb(path, {
+      flags: flagsOf(kind, mutexes),
+      hashSize,
+      openFlags: constants.O_RDWR | constants.O_CREAT,
+      mode: FILE_MODE,
+      maxDead,
+    })
+  let tdb = open()
+  if (kind !== "persistent" && !isEmpty(tdb)) {
+    // A program that outlived an earlier daemon has it open, so it was not cleared. It keeps its old file; nobody else does.
+    // (A stock daemon ends here.)
+    tdb.close()
+    unlinkSync(path)
+    tdb = open()
+  }
+  // What libtdb does after a commit that left the space in pieces takes as long as the database is large.
+  tdb.autoRepack = false
+  return { path, tdb, locks: new TdbLocks(tdb, scheduler) }
+}
+
+/** Whether there is no record, and nobody holds a chain either. */
+function isEmpty(tdb: Tdb): boolean {
+  const walk = new Walk(tdb)
+  let found = false
+  const more = walk.next(
+    1,
+    () => {
+      found = true
+      return true
+    },
+    false,
+  )
+  walk.close()
+  return !found && !more
+}
+
+/** Files `NAME.tdb.PNN` (tdb-format page 9.2). */
+function persistentNames(directory: string, pnn: number): string[] {
+  const names: string[] = []
+  for (const file of readdirSync(directory)) {
+    const match = /^(.*\.tdb)\.(\d+)$/.exec(file)
+    if (match?.[1] !== undefined && match[2] === String(pnn)) names.push(match[1])
+  }
+  return names.sort()
+}
+
+/** `PATH.corrupted.YYYYMMDDhhmmss.0Z`, in UTC (tdb-format page 9.2). */
+function setAside(path: string): string {
+  const stamp = new Date().toISOString().replace(/\D/g, "").slice(0, 14)
+  const target = `${path}.corrupted.${stamp}.0Z`
+  renameSync(path, target)
+  return target
+}
+
+const FIRST_RETRY_MS = 1
+const RETRY_MS_MAX = 20
+
+/** Locks that are waited for by looking again, at growing intervals up to RETRY_MS_MAX. */
+class TdbLocks implements FileLocks {
+  constructor(
+    private readonly tdb: Tdb,
+    private readonly scheduler: Scheduler,
+  ) {}
+
+  tryChain(hash: number): boolean {
+    return this.tdb.tryLockChain(hash)
+  }
+
+  unlockChain(hash: number): void {
+    this.tdb.unlockChain(hash)
+  }
+
+  waitForChain(hash: number, locked: () => void): () => void {
+    return this.retry(() => this.tdb.tryLockChain(hash), locked)
+  }
+
+  waitForAll(locked: () => void): () => void {
+    if (this.tdb.tryLockAllrecord()) {
+      locked()
+      return () => {}
+    }
+    return this.retry(() => this.tdb.tryLockAllrecord(), locked)
+  }
+
+  unlockAll(): void {
+    this.tdb.unlockAllrecord()
+  }
+
+  private retry(attempt: () => boolean, locked: () => void): () => void {
+    let delayMs = FIRST_RETRY_MS
+    const again = () => {
+      if (attempt()) {
+        locked()
+        return
+      }
+      delayMs = Math.min(delayMs * 1.5, RETRY_MS_MAX)
+      timer = this.scheduler.setTimer(delayMs, again)
+    }
+    let timer = this.scheduler.setTimer(delayMs, again)
+    return () => timer.cancel()
+  }
+}

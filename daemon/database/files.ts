@@ -1,0 +1,56 @@
+// The files behind databases, as the daemon's rooms see them: where they are, how they are opened, and their locks, which
+// other processes share. One implementation is on disk (files-disk.ts), the other in the simulator's memory.
+
+import type { Tdb } from "../../lib/tdb/tdb.ts"
+
+/** The three database models of a stock node (data path page 9.1). */
+export type DatabaseKind = "volatile" | "persistent" | "replicated"
+
+/**
+ * The locks on one database file that are shared with everybody who has the file open. Nothing here blocks. A lock that was
+ * got, by any of these, counts as held by the Tdb handle too, so that its operations nest inside.
+ */
+export interface FileLocks {
+  /** The chain of a key's hash, if nobody has it. */
+  tryChain(hash: number): boolean
+  unlockChain(hash: number): void
+  /**
+   * Waits for a chain. `locked` is called once, in a later turn, with the chain locked; unlockChain() gives it back. The
+   * function returned gives the wait up. At most one wait a chain.
+   */
+  waitForChain(hash: number, locked: () => void): () => void
+  /** Waits for all chains at once; `locked` is called once, in this turn or later. */
+  waitForAll(locked: () => void): () => void
+  unlockAll(): void
+}
+
+export interface OpenedFile {
+  readonly path: string
+  readonly tdb: Tdb
+  readonly locks: FileLocks
+}
+
+export interface OpenParameters {
+  readonly kind: DatabaseKind
+  readonly name: string
+  readonly pnn: number
+  /** Chains of a file that is created. */
+  readonly hashSize: number
+  /** Deleted records that may stay in a chain. */
+  readonly maxDead: number
+}
+
+export interface DatabaseFiles {
+  /**
+   * Opens or creates a database's file. A volatile or replicated one is empty afterwards, even if a program that outlived
+   * an earlier daemon still has the old file. @throws TdbError, SysError
+   */
+  open(parameters: OpenParameters): OpenedFile
+  /** The names of the persistent databases of that node that have a file. */
+  persistentNames(pnn: number): readonly string[]
+  /** Moves a damaged persistent database's file out of the way; its new path. @throws Error */
+  setAside(name: string, pnn: number): string
+  /** The file of health marks (data path page 9.5). @throws TdbError, SysError */
+  openHealth(pnn: number): Tdb
+  setHealthAside(pnn: number): string
+}

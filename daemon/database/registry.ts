@@ -1,0 +1,484 @@
+// The databases of this node: attach and detach, ids, names, properties, health marks, sequence numbers (data path page,
+// section 9), and the recovery controls that name one of them. A database's own state is in database.ts; records that move
+// between nodes are calls.ts's business.
+
+import type { Timer } from "../../lib/net/ports.ts"
+import { encode } from "../../lib/protocol/codec.ts"
+import {
+  BROADCAST_ACTIVE,
+  BROADCAST_CONNECTED,
+  ControlFlag,
+  DbFlag,
+  RecoveryMode,
+  RunState,
+  SEQNUM_KEY,
+} from "../../lib/protocol/constants.ts"
+import { controls } from "../../lib/protocol/controls.ts"
+import { databaseId } from "../../lib/protocol/hash.ts"
+import type { DbidMap, PulldbExt, Transdb } from "../../lib/protocol/structs.ts"
+import { LTDB_HEADER_SIZE } from "../../lib/protocol/structs.ts"
+import { SysError } from "../../lib/sys/errno.ts"
+import { check, TdbError } from "../../lib/tdb/tdb.ts"
+import type { NodeEnvironment } from "../environment.ts"
+import type { Answer, LocalClient, Router } from "../routing.ts"
+import { isActive, type NodeState } from "../state.ts"
+import { Database } from "./database.ts"
+import type { DatabaseKind } from "./files.ts"
+import type { NodeFreeze } from "./freeze.ts"
+import { Health } from "./health.ts"
+import { Push, pull } from "./pull-push.ts"
+
+const ATTACH: Readonly<Record<DatabaseKind, number>> = {
+  volatile: controls.DB_ATTACH.opcode,
+  persistent: controls.DB_ATTACH_PERSISTENT.opcode,
+  replicated: controls.DB_ATTACH_REPLICATED.opcode,
+}
+const KIND_FLAG: Readonly<Record<DatabaseKind, number>> = {
+  volatile: 0,
+  persistent: DbFlag.PERSISTENT,
+  replicated: DbFlag.REPLICATED,
+}
+/** Clients whose attach waits for the end of a recovery. */
+const DEFERRED_MAX = 20_000
+/** So that a name with its node number and the suffix of a tracking database is a file name (bytes). */
+const NAME_BYTES_MAX = 240
+
+const utf8 = new TextEncoder()
+const seqnumKey = utf8.encode(`${SEQNUM_KEY}\0`)
+
+interface DeferredAttach {
+  readonly client: LocalClient
+  readonly run: () => void
+  readonly fail: () => void
+  readonly timer: Timer
+}
+
+/** A file that can't be used, and why. */
+export class AttachError extends Error {
+  override readonly name = "AttachError"
+}
+
+interface SeqnumWatch {
+  last: number
+  timer: Timer
+}
+
+export class Databases {
+  private readonly byId = new Map<number, Database>()
+  private readonly deferred = new Set<DeferredAttach>()
+  private readonly pushes = new Map<Database, Push>()
+  private readonly seqnums = new Map<Database, SeqnumWatch>()
+  private health: Health | undefined
+
+  constructor(
+    private readonly state: NodeState,
+    private readonly environment: NodeEnvironment,
+    private readonly router: Router,
+    private readonly freeze: () => NodeFreeze,
+    /** A database was attached, and is about to be forgotten: for the rooms that keep something for it. */
+    private readonly events: { attached(database: Database): void; detached(database: Database): void },
+  ) {}
+
+  get(id: number): Database | undefined {
+    return this.byId.get(id)
+  }
+
+  /** Oldest first. */
+  all(): IterableIterator<Database> {
+    return this.byId.values()
+  }
+
+  /** GET_DBMAP: newest attached first (9.4). */
+  map(): DbidMap {
+    return [...this.byId.values()].reverse().map((database) => ({ dbId: database.id, flags: database.flags }))
+  }
+
+  // ---- attach --------------------------------------------------------------------------------------------------
+
+  /** Attaches what lies in the persistent directory; a damaged file is set aside, and its database starts empty and marked. */
+  attachPersistent(): void {
+    const { environment, state } = this
+    const health = new Health(environment, state.pnn)
+    health.open()
+    this.health = health
+    for (const name of environment.databases.persistentNames(state.pnn)) {
+      let database: Database
+      try {
+        database = this.attachLocal(name, "persistent")
+      } catch (error) {
+        if (!(error instanceof TdbError || error instanceof AttachError)) throw error
+        const aside = environment.databases.setAside(name, state.pnn)
+        environment.log.error(
+          `Persistent database ${name} is damaged and was set aside as ${aside}: ${error.message}. ` +
+            "It starts empty and unhealthy, until a recovery with another healthy node fills it",
+        )
+        database = this.attachLocal(name, "persistent")
+        health.set(name, `ERROR - Backup of corrupted TDB in '${aside}'`)
+      }
+      health.found(name, database.path)
+    }
+  }
+
+  /** DB_ATTACH and its variants (9.1). */
+  attach(
+    kind: DatabaseKind,
+    name: string | null,
+    control: { readonly flags: number; readonly srcnode: number },
+    client: LocalClient | undefined,
+    answer: Answer,
+  ): void {
+    const { state, environment } = this
+    const refuse = (error: string) => {
+      environment.log.error(`Attach of database ${name ?? "without a name"} refused: ${error}`)
+      answer({ status: -1, error })
+    }
+    if (name === null || !isName(name)) {
+      refuse("not a database name")
+      return
+    }
+    if (state.tunables.AllowClientDBAttach === 0) {
+      refuse("AllowClientDBAttach is 0")
+      return
+    }
+    if (client !== undefined) {
+      const inRecovery = (control.flags & ControlFlag.ATTACH_RECOVERY) !== 0
+      if (!isActive(state.self)) {
+        refuse("this node is inactive")
+        return
+      }
+      if (inRecovery && state.recoveryMode !== RecoveryMode.ACTIVE) {
+        refuse("attach for a recovery while there is none")
+        return
+      }
+      if (!inRecovery && (state.recoveryMode === RecoveryMode.ACTIVE || state.runState < RunState.STARTUP)) {
+        this.defer(
+          client,
+          () => this.attach(kind, name, control, client, answer),
+          () => refuse("the recovery has not ended in time"),
+        )
+        return
+      }
+    }
+    let id: number
+    try {
+      id = databaseId(name)
+    } catch {
+      refuse("not a database name")
+      return
+    }
+    const known = this.byId.get(id)
+    const data = encode(controls.DB_ATTACH.reply, id)
+    if (known !== undefined) {
+      if (known.name !== name) refuse(`its id 0x${hex(id)} is that of ${known.name}`)
+      else if ((KIND_FLAG[kind] & ~known.flags) !== 0) refuse(`it is attached as ${known.kind}, not ${kind}`)
+      else answer({ status: 0, data })
+      return
+    }
+    try {
+      this.attachLocal(name, kind)
+    } catch (error) {
+      if (!(error instanceof TdbError || error instanceof AttachError || error instanceof SysError)) throw error
+      refuse(error.message)
+      return
+    }
+    this.router.sendControl(BROADCAST_CONNECTED, ATTACH[kind], utf8.encode(`${name}\0`))
+    answer({ status: 0, data })
+  }
+
+  private defer(client: LocalClient, run: () => void, fail: () => void): void {
+    if (this.deferred.size >= DEFERRED_MAX) {
+      fail()
+      return
+    }
+    const timer = this.environment.setTimer(this.state.tunables.DeferredAttachTO * 1000, () => {
+      this.deferred.delete(entry)
+      fail()
+    })
+    const entry: DeferredAttach = { client, run, fail, timer }
+    this.deferred.add(entry)
+  }
+
+  /** Recovery mode is NORMAL: what was deferred is looked at again. */
+  recovered(): void {
+    const deferred = [...this.deferred]
+    this.deferred.clear()
+    for (const { timer, run } of deferred) {
+      timer.cancel()
+      run()
+    }
+  }
+
+  clientGone(client: LocalClient): void {
+    for (const entry of this.deferred) {
+      if (entry.client !== client) continue
+      entry.timer.cancel()
+      this.deferred.delete(entry)
+    }
+  }
+
+  /** Opens the file and takes the database into the node. @throws TdbError, SysError, AttachError */
+  private attachLocal(name: string, kind: DatabaseKind): Database {
+    const { environment, state } = this
+    const file = environment.databases.open({
+      kind,
+      name,
+      pnn: state.pnn,
+      hashSize: state.tunables.DatabaseHashSize,
+      maxDead: state.tunables.DatabaseMaxDead,
+    })
+    if (kind === "persistent") {
+      const result = check(file.tdb)
+      if (!result.ok) {
+        file.tdb.close()
+        throw new AttachError(`check of ${file.path} failed: ${result.findings[0]?.message ?? "unknown reason"}`)
+      }
+    }
+    const database = new Database(databaseId(name), name, kind, file, state, environment)
+    this.byId.set(database.id, database)
+    environment.log.notice(`Attached to database '${file.path}' with flags 0x${file.tdb.flags.toString(16)}`)
+    this.events.attached(database)
+    // A node that takes no part in the cluster keeps all of its databases locked, the new one too.
+    if (this.freeze().frozen) database.freeze(() => {})
+    return database
+  }
+
+  /** DB_DETACH (9.3): a client's is only spread, this node itself included; a daemon's is done. */
+  detach(id: number, client: LocalClient | undefined): boolean {
+    const { environment, state } = this
+    const database = this.byId.get(id)
+    const refuse = (why: string) => {
+      environment.log.error(`Detach of database ${database?.name ?? `0x${hex(id)}`} refused: ${why}`)
+      return false
+    }
+    if (database === undefined) return refuse("not attached")
+    if (state.tunables.AllowClientDBAttach === 1) return refuse("AllowClientDBAttach is 1")
+    if (!database.volatile) return refuse(`it is ${database.kind}`)
+    if (state.recoveryMode === RecoveryMode.ACTIVE) return refuse("recovery is active")
+    if (client !== undefined) {
+      this.router.sendControl(BROADCAST_CONNECTED, controls.DB_DETACH.opcode, encode(controls.DB_DETACH.request, id))
+      return true
+    }
+    this.events.detached(database)
+    this.seqnums.get(database)?.timer.cancel()
+    this.seqnums.delete(database)
+    this.pushes.delete(database)
+    this.byId.delete(id)
+    database.close()
+    environment.log.notice(`Detached from database '${database.name}'`)
+    return true
+  }
+
+  // ---- properties and health -----------------------------------------------------------------------------------
+
+  setProperty(id: number, property: number): boolean {
+    const database = this.byId.get(id)
+    if (database === undefined || !database.volatile) return false
+    database.properties |= property
+    return true
+  }
+
+  /** The reason why it is unhealthy, null if it is healthy; undefined if there is no such database. */
+  healthReason(id: number): string | null | undefined {
+    const database = this.byId.get(id)
+    return database === undefined ? undefined : (this.health?.reason(database.name) ?? null)
+  }
+
+  isHealthy(database: Database): boolean {
+    return this.health?.reason(database.name) === undefined
+  }
+
+  /** undefined: no such database; else whether it was unhealthy. */
+  setHealthy(id: number): boolean | undefined {
+    const database = this.byId.get(id)
+    return database === undefined ? undefined : (this.health?.clear(database.name) ?? false)
+  }
+
+  // ---- recovery ------------------------------------------------------------------------------------------------
+
+  freezeOne(id: number, answer: Answer): void {
+    const database = this.byId.get(id)
+    if (database === undefined) answer({ status: -1 })
+    else database.freeze((ok) => answer({ status: ok ? 0 : -1 }))
+  }
+
+  thawOne(id: number): boolean {
+    const database = this.byId.get(id)
+    database?.thaw()
+    return database !== undefined
+  }
+
+  startTransaction({ dbId, tid }: Transdb): boolean {
+    return this.attempt(dbId, "start the transaction of", (database) => {
+      if (database.startTransaction(tid)) return true
+      this.environment.log.error(`DB_TRANSACTION_START of ${database.name}, which is not frozen`)
+      return false
+    })
+  }
+
+  commitTransaction({ dbId, tid }: Transdb): boolean {
+    return this.attempt(dbId, "commit", (database) => {
+      if (!this.isInTransaction(database, tid, "DB_TRANSACTION_COMMIT")) return false
+      database.commitTransaction()
+      // Others that are healthy have brought what this node may have lost; its own word on that counts for nothing.
+      const trusted = this.state.nodes.some((node) => node.flags === 0 && node.pnn !== this.state.pnn)
+      this.health?.recovered(database.name, trusted)
+      return true
+    })
+  }
+
+  cancelTransaction(id: number): boolean {
+    return this.attempt(id, "cancel the transaction of", (database) => {
+      database.cancelTransaction()
+      return true
+    })
+  }
+
+  wipe({ dbId, tid }: Transdb): boolean {
+    return this.attempt(dbId, "wipe", (database) => {
+      if (!this.isInTransaction(database, tid, "WIPE_DATABASE")) return false
+      database.wipe()
+      return true
+    })
+  }
+
+  private isInTransaction(database: Database, tid: number, control: string): boolean {
+    if (database.inTransaction(tid)) return true
+    const state = database.frozen ? `its transaction is ${database.transaction ?? "none"}` : "it is not frozen"
+    this.environment.log.error(`${control} of ${database.name} for transaction ${tid}: ${state}`)
+    return false
+  }
+
+  /** A failing file makes the control fail, not the node. */
+  private attempt(id: number, what: string, step: (database: Database) => boolean): boolean {
+    const database = this.byId.get(id)
+    if (database === undefined) return false
+    try {
+      return step(database)
+    } catch (error) {
+      if (!(error instanceof TdbError || error instanceof SysError)) throw error
+      this.environment.log.error(`Failed to ${what} database ${database.name}: ${error.message}`)
+      return false
+    }
+  }
+
+  pull(request: PulldbExt, srcnode: number, answer: Answer): void {
+    const database = this.byId.get(request.dbId)
+    if (database === undefined) {
+      answer({ status: -1 })
+      return
+    }
+    if (!this.isHealthy(database)) this.environment.log.warning(`db(${database.name}) is unhealthy, but is pulled`)
+    const limit = Math.max(1, this.state.tunables.RecBufferSizeLimit)
+    pull(database, request, srcnode, this.router, this.environment, limit, answer)
+  }
+
+  pushStart(request: PulldbExt): boolean {
+    const database = this.byId.get(request.dbId)
+    if (database === undefined) return false
+    this.pushes.get(database)?.abort("another one was started")
+    const push = Push.start(database, request, this.router, this.environment)
+    if (push === undefined) return false
+    this.pushes.set(database, push)
+    return true
+  }
+
+  pushConfirm(id: number, answer: Answer): void {
+    const database = this.byId.get(id)
+    const push = database === undefined ? undefined : this.pushes.get(database)
+    if (database === undefined || push === undefined || !push.active || !database.frozen) {
+      this.environment.log.error(`DB_PUSH_CONFIRM of ${database?.name ?? `0x${hex(id)}`} without a push`)
+      answer({ status: -1 })
+      return
+    }
+    push.confirmed((result) => {
+      this.pushes.delete(database)
+      answer(result)
+    })
+  }
+
+  /** GET_DB_SEQNUM (10.1), without holding up the loop for a client that has the chain. */
+  recordSeqnum(id: number, answer: Answer): void {
+    const database = this.byId.get(id)
+    if (database === undefined) {
+      answer({ status: -1 })
+      return
+    }
+    const hash = database.tdb.hash(seqnumKey)
+    const read = () => {
+      const value = database.tdb.fetch(seqnumKey, hash)
+      const data = new Uint8Array(8)
+      if (value?.length === LTDB_HEADER_SIZE + 8) data.set(value.subarray(LTDB_HEADER_SIZE))
+      answer({ status: 0, data })
+    }
+    if (database.frozen) {
+      if (database.transaction === undefined) answer({ status: -1 })
+      else read()
+    } else if (database.locks.enter(hash)) {
+      try {
+        read()
+      } finally {
+        database.locks.leave(hash)
+      }
+    } else database.locks.wait(hash, read)
+  }
+
+  // ---- the TDB's own sequence number (9.6) ---------------------------------------------------------------------
+
+  enableSeqnum(id: number): boolean {
+    const database = this.byId.get(id)
+    if (database === undefined) return false
+    database.tdb.enableSequence()
+    if (!this.seqnums.has(database)) {
+      this.seqnums.set(database, { last: database.tdb.sequenceNumber(), timer: this.watchSeqnum(database) })
+    }
+    return true
+  }
+
+  private watchSeqnum(database: Database): Timer {
+    const intervalMs = Math.max(1, this.state.tunables.SeqnumInterval)
+    return this.environment.setTimer(intervalMs, () => {
+      const watch = this.seqnums.get(database)
+      if (watch === undefined) return
+      const now = database.tdb.sequenceNumber()
+      if (now !== watch.last) {
+        watch.last = now
+        const { opcode, request } = controls.UPDATE_SEQNUM
+        this.router.sendControl(BROADCAST_ACTIVE, opcode, encode(request, database.id))
+      }
+      watch.timer = this.watchSeqnum(database)
+    })
+  }
+
+  updateSeqnum(id: number, srcnode: number): boolean {
+    if (srcnode === this.state.pnn) return true
+    const database = this.byId.get(id)
+    if (database === undefined || !this.isHealthy(database)) return false
+    database.tdb.incrementSequence()
+    const watch = this.seqnums.get(database)
+    // So that it does not go back to where it came from.
+    if (watch !== undefined) watch.last = database.tdb.sequenceNumber()
+    return true
+  }
+
+  // ---- the rest ------------------------------------------------------------------------------------------------
+
+  resetStatistics(): void {
+    for (const database of this.byId.values()) database.resetStatistics()
+  }
+
+  close(): void {
+    for (const database of this.byId.values()) database.close()
+    this.byId.clear()
+  }
+}
+
+/** A name becomes a file name, and must stay in its directory. */
+function isName(name: string): boolean {
+  return (
+    name !== "" && name !== "." && name !== ".." && !/[/\0]/.test(name) && utf8.encode(name).length <= NAME_BYTES_MAX
+  )
+}
+
+function hex(id: number): string {
+  return id.toString(16).padStart(8, "0")
+}
