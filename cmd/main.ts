@@ -14,6 +14,7 @@ interface Program {
 const programs = new Map<string, () => Promise<Program>>([
   ["run", () => import("./run.ts")],
   ["recoverd", () => import("./recoverd.ts")],
+  ["recovery-helper", () => import("./recovery-helper.ts")],
   ["mutex-fcntl-helper", () => import("./mutex-fcntl-helper.ts")],
   ["sandbox", () => import("./sandbox.ts")],
   ["tdb", () => import("./tdb.ts")],

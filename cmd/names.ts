@@ -6,6 +6,7 @@ export function stockNames(): Record<string, string> {
   return {
     ctdbd: "run",
     ctdb_recoverd: "recoverd",
+    ctdb_recovery_helper: "recovery-helper",
     ctdb_mutex_fcntl_helper: "mutex-fcntl-helper",
     "ctdb-config": "config",
     "ctdb-path": "path",

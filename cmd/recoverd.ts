@@ -66,6 +66,7 @@ export async function run(argv: readonly string[]): Promise<number> {
       exit,
     },
     socket,
+    configuration.database.stateDirectory,
   )
   const daemon = new RecoveryDaemon(
     {

@@ -14,6 +14,7 @@ import { selfCommand } from "../lib/sys/self.ts"
 import { lockHelper } from "./cluster/lock-helper.ts"
 import { type DatabaseDirectories, databaseFiles } from "./database/files-disk.ts"
 import type { NodeEnvironment, ProcessEnvironment, RecoveryEnvironment, RecoveryProcess } from "./environment.ts"
+import { diskFiles } from "./recovery/files.ts"
 
 export interface ProcessSettings {
   readonly log: Logger
@@ -91,8 +92,16 @@ export function nodeEnvironment(settings: NodeProcessSettings): NodeEnvironment 
   }
 }
 
-export function recoveryEnvironment(settings: ProcessSettings, socket: string): RecoveryEnvironment {
-  return { ...common(settings), connectLocal: (handler) => connectUnix(socket, handler) }
+export function recoveryEnvironment(
+  settings: ProcessSettings,
+  socket: string,
+  stateDirectory: string,
+): RecoveryEnvironment {
+  return {
+    ...common(settings),
+    connectLocal: (handler) => connectUnix(socket, handler),
+    recoveryFiles: diskFiles(stateDirectory),
+  }
 }
 
 function startRecoveryDaemon(settings: NodeProcessSettings, onExit: (reason: string) => void): RecoveryProcess {

@@ -8,6 +8,7 @@ import type { ListedNode } from "../lib/config/nodes-file.ts"
 import type { PacketConnection, PacketHandler, Scheduler } from "../lib/net/ports.ts"
 import type { Timeval } from "../lib/protocol/structs.ts"
 import type { DatabaseFiles } from "./database/files.ts"
+import type { RecoveryFiles } from "./recovery/files.ts"
 
 /** What both processes of a node, the main daemon and its recovery daemon, need. */
 export interface ProcessEnvironment extends Scheduler {
@@ -109,4 +110,6 @@ export interface NodeEnvironment extends ProcessEnvironment {
 export interface RecoveryEnvironment extends ProcessEnvironment {
   /** Connects to the local daemon's client socket, or throws. */
   connectLocal(handler: PacketHandler): PacketConnection
+  /** Where a recovery keeps records: in the state directory. */
+  readonly recoveryFiles: RecoveryFiles
 }

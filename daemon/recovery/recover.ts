@@ -45,6 +45,8 @@ export class RecoveryFailure extends Error {
     readonly pnns: readonly number[] = [],
     /** Nodes went away or another recovery is under way: the next one need not wait. */
     readonly overtaken = false,
+    /** Nodes that did not answer what a living daemon answers at once. */
+    readonly silent: readonly number[] = [],
   ) {
     super(message)
   }
@@ -54,6 +56,8 @@ export class RecoveryFailure extends Error {
 const MOVING_MAX = 8
 /** A node with so many credits of one recovery is banned (cluster page 7.10). */
 const BAN_CREDITS = 3
+/** What needs no script, lock or disk is answered in this time, by any node that a recovery can wait for (ms). */
+const PROMPT_MS = 5000
 /** Own node and members must answer a look into a failure in this time (ms). */
 const LOOK_MS = 3000
 /** Databases that are attached while a recovery runs are recovered in it, so many times. */
@@ -68,18 +72,9 @@ export function* recover(order: RecoveryOrder): Task<void> {
   try {
     yield* bounded(order, new Recovery(order, progress).run())
     done = true
-  } catch (error) {
-    if (!(error instanceof PhaseFailure)) throw error
-    throw new RecoveryFailure(error.message, blamed(error, order.pnn))
   } finally {
     progress.end(done ? "done" : "failed")
   }
-}
-
-/** Of nodes that did not answer in time nobody is to blame when the own one is among them: the fault may be here. */
-function blamed(failure: PhaseFailure, own: number): readonly number[] {
-  const ownTimedOut = failure.failures.some(({ pnn, timedOut }) => pnn === own && timedOut)
-  return failure.failures.filter(({ timedOut }) => !(timedOut && ownTimedOut)).map(({ pnn }) => pnn)
 }
 
 function* bounded(order: RecoveryOrder, task: Task<void>): Task<void> {
@@ -102,28 +97,46 @@ function* bounded(order: RecoveryOrder, task: Task<void>): Task<void> {
 
 class Recovery {
   private readonly requests: Requests
+  /** For what a living daemon answers at once. */
+  private readonly prompt: Requests
   private members: readonly number[] = []
+  /** The members carry this recovery's generation. */
+  private generationSet = false
 
   constructor(
     private readonly order: RecoveryOrder,
     private readonly progress: ProgressReport,
   ) {
     this.requests = new Requests(order.session, order.scheduler, order.tunables.RecoverTimeout * 1000)
+    this.prompt = new Requests(order.session, order.scheduler, PROMPT_MS, true)
   }
 
   *run(): Task<void> {
-    const { order, requests, progress } = this
+    try {
+      yield* this.phases()
+    } catch (error) {
+      if (!(error instanceof PhaseFailure)) throw error
+      const faulty = yield* this.judge(error)
+      // What fails everywhere is no single node's fault.
+      const everywhere = this.members.length > 1 && this.members.every((pnn) => faulty.includes(pnn))
+      const late = error.failures.filter(({ timedOut }) => timedOut).map(({ pnn }) => pnn)
+      throw new RecoveryFailure(error.message, everywhere ? [] : faulty, false, error.prompt ? late : [])
+    }
+  }
+
+  private *phases(): Task<void> {
+    const { order, requests, prompt, progress } = this
     const { log, generation } = order
     this.members = yield* this.findMembers()
     const { members } = this
-    const capabilities = yield* requests.read("GET_CAPABILITIES", members)
+    const capabilities = yield* prompt.read("GET_CAPABILITIES", members)
     const old = members.filter((pnn) => ((capabilities.get(pnn) ?? 0) & PARALLEL) !== PARALLEL)
     if (old.length > 0) {
       throw new RecoveryFailure(`node ${old.join(", ")} knows no parallel recovery (older than Samba 4.5)`, old)
     }
-    const maps = yield* requests.read("GET_DBMAP", members)
+    const maps = yield* prompt.read("GET_DBMAP", members)
 
-    yield* requests.tell("SET_RECMODE", members, RecoveryMode.ACTIVE)
+    yield* prompt.tell("SET_RECMODE", members, RecoveryMode.ACTIVE)
     log.notice("Set recovery mode to ACTIVE")
 
     yield* requests.tell("START_RECOVERY", members)
@@ -131,7 +144,8 @@ class Recovery {
 
     const lmasters = members.filter((pnn) => ((capabilities.get(pnn) ?? 0) & Capability.LMASTER) !== 0)
     const map = lmasters.length > 0 ? lmasters : [order.pnn]
-    yield* requests.tell("SETVNNMAP", members, { generation, map })
+    yield* prompt.tell("SETVNNMAP", members, { generation, map })
+    this.generationSet = true
     log.notice("updated VNNMAP")
 
     progress.phase = "databases"
@@ -145,9 +159,9 @@ class Recovery {
   /** The nodes that take part: connected, answering, and not inactive by their own word. In PNN order. */
   private *findMembers(): Task<readonly number[]> {
     const { pnn, excluded } = this.order
-    const own = (yield* this.requests.read("GET_NODEMAP", [pnn])).get(pnn) as NodeMap
+    const own = (yield* this.prompt.read("GET_NODEMAP", [pnn])).get(pnn) as NodeMap
     const connected = connectedPnns(own).filter((other) => !excluded.has(other))
-    const maps = yield* this.requests.read("GET_NODEMAP", connected)
+    const maps = yield* this.prompt.read("GET_NODEMAP", connected)
     return connected.filter((other) => isActive({ flags: flagsOf(maps.get(other) ?? [], other) ?? 0 }))
   }
 
@@ -172,7 +186,7 @@ class Recovery {
 
   private *recoverLatecomers(recovered: Set<number>): Task<void> {
     for (let round = 1; round <= ROUNDS; round++) {
-      const union = unionOf(yield* this.requests.read("GET_DBMAP", this.members))
+      const union = unionOf(yield* this.prompt.read("GET_DBMAP", this.members))
       const fresh = new Map([...union].filter(([dbId]) => !recovered.has(dbId)))
       if (fresh.size === 0) return
       yield* this.recoverAll(fresh, recovered)
@@ -207,10 +221,9 @@ class Recovery {
     order.log.notice(`${progress.recovered} of ${progress.databases} databases recovered`)
     if (progress.failed === 0) return
     yield* this.banFaulty(credits)
-    throw new RecoveryFailure(
-      `${progress.failed} of ${progress.databases} databases were not recovered`,
-      [...credits.keys()],
-    )
+    throw new RecoveryFailure(`${progress.failed} of ${progress.databases} databases were not recovered`, [
+      ...credits.keys(),
+    ])
   }
 
   private surroundings(): Surroundings {
@@ -253,7 +266,7 @@ class Recovery {
     const active = activePnns(nodeMap)
     const gone = members.filter((pnn) => !active.includes(pnn))
     if (gone.length > 0) throw new RecoveryFailure(`node ${gone.join(", ")} went away meanwhile`, [], true)
-    for (const [pnn, reply] of vnns ?? []) {
+    for (const [pnn, reply] of this.generationSet ? (vnns ?? []) : []) {
       const generation = reply.ok && reply.data.length >= 4 ? u32(reply.data) : order.generation
       if (generation === order.generation) continue
       throw new RecoveryFailure(`overtaken: node ${pnn} is at generation ${generation}`, [], true)

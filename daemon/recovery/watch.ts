@@ -32,6 +32,9 @@ const ASYMMETRY_MS = 10_000
 /** Recoveries because a node came or went do not wait for RerecoveryTimeout, so many times in a row. */
 const UNSUPPRESSED_MAX = 2
 
+/** The longest pause after a recovery that failed (s). */
+const BACK_OFF_MAX_S = 16
+
 /** Why a recovery is needed; `pnn` gets a credit. `membership`: a node came or went. */
 interface Finding {
   readonly reason: string
@@ -48,6 +51,9 @@ export class Watch {
   private becameInactive = false
   private culprit = 0
   private unsuppressed = 0
+  /** Recoveries that failed in a row, and the members of the last one. */
+  private failures = 0
+  private failedWith = ""
   /** Monotonic time since which a pair of members, "low high", sees no link between them. */
   private readonly asymmetric = new Map<string, number>()
   private readonly bannedForLinks = new Set<number>()
@@ -401,6 +407,10 @@ export class Watch {
       this.unsuppressed++
       this.recoveries.lift()
     }
+    if (this.failures > 0 && this.membersText(excluded) !== this.failedWith) {
+      this.failures = 0
+      this.recoveries.lift()
+    }
     environment.log.notice(finding.reason)
     this.unfinished = true
     if (!this.recoveries.begin()) return
@@ -433,25 +443,48 @@ export class Watch {
     try {
       yield* recover({
         session,
+        scheduler: environment,
         log,
+        files: environment.recoveryFiles,
         pnn: session.pnn,
         tunables: own.tunables,
         generation: this.newGeneration(),
         excluded,
+        firstSrvid: environment.randomU32(),
       })
     } catch (error) {
       if (!(error instanceof RecoveryFailure)) throw error
       log.error(`Recovery failed: ${error.message}`)
       // Who did not answer in all that time need not be waited for as long again.
-      if (error.silent && error.pnn !== undefined) this.silence.missed(error.pnn, startedMs)
+      for (const pnn of error.silent) this.silence.missed(pnn, startedMs)
+      if (!error.overtaken) this.backOff(error.pnns, excluded)
       return
     }
+    this.failures = 0
     yield* this.takeover.run(activePnns(own.nodeMap).filter((pnn) => !excluded.has(pnn)))
     session.sendMessage(BROADCAST_CONNECTED, Srvid.RECONFIGURE, new Uint8Array(0))
     const seconds = (environment.monotonicMs() - startedMs) / 1000
     log.notice(`Recovery complete in ${seconds.toFixed(1)} s. Resetting ban count to 0 for all nodes`)
     this.unfinished = false
     this.credits.reset()
+  }
+
+  /**
+   * A recovery that fails time and again must neither keep the cluster busy nor go on for ever: each pause is longer than
+   * the last, and who let it fail is banned in the end. With other members the next one is another matter.
+   */
+  private backOff(pnns: readonly number[], excluded: ReadonlySet<number>): void {
+    for (const pnn of pnns) this.blame(pnn)
+    this.failures++
+    this.failedWith = this.membersText(excluded)
+    if (this.failures < 2) return
+    this.recoveries.suppress(Math.min(2 ** (this.failures - 1), BACK_OFF_MAX_S))
+  }
+
+  private membersText(excluded: ReadonlySet<number>): string {
+    return activePnns(this.own.nodeMap)
+      .filter((pnn) => !excluded.has(pnn))
+      .join(" ")
   }
 
   /** Random, 31 bits, never the invalid one and never the last one's. */
@@ -465,6 +498,7 @@ export class Watch {
   /** Leadership has gone: what this node had begun is another's now. */
   lostLeadership(): void {
     this.unfinished = false
+    this.failures = 0
     this.takeover.forget()
     this.recoveries.lift()
   }

@@ -11,8 +11,8 @@ import type { Logger } from "../../lib/config/log.ts"
 import type { ListedNode } from "../../lib/config/nodes-file.ts"
 import { defaultTunables, type Tunables } from "../../lib/config/tunables.ts"
 import type { PacketConnection, PacketHandler, Scheduler, Timer } from "../../lib/net/ports.ts"
-
 import { SimDisk } from "./files.ts"
+import { type Kept, memoryFiles } from "./recovery-files.ts"
 
 /** Virtual wall clock at the beginning (s since 1970); only differences matter. */
 const EPOCH_S = 1_700_000_000
@@ -242,6 +242,8 @@ interface SimListener {
 
 /** A machine with one node on it. */
 export class Host {
+  /** Records that recoveries led from here kept aside. */
+  readonly kept: Kept = new Map()
   main: SimProcess | undefined
   recd: SimProcess | undefined
   node: Node | undefined
@@ -325,6 +327,7 @@ export class Host {
       randomU32: () => world.random.u32(),
       log: world.logger(process.name),
       readNodes: (done) => done(world.nodesList(this)),
+      recoveryFiles: memoryFiles(this.kept),
       clusterLock: {
         take: (lock, timeoutMs, done, onLost) => world.takeLock(process, lock, timeoutMs, done, onLost),
       },

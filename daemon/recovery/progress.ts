@@ -1,0 +1,108 @@
+// How far a recovery has come: counted where the work is done, told to the log and, as a message, to whoever watches
+// (`ctdb recover --watch`). Nothing depends on it.
+
+import { pack, unpack } from "msgpackr"
+import type { Session } from "../../lib/client/session.ts"
+import type { Logger } from "../../lib/config/log.ts"
+import type { Scheduler, Timer } from "../../lib/net/ports.ts"
+import { BROADCAST_CONNECTED } from "../../lib/protocol/constants.ts"
+import { word64 } from "../../lib/protocol/word64.ts"
+
+/** Where the messages go: an id of ours, in a range that stock programs do not use (wire-protocol page 7). */
+export const RECOVERY_PROGRESS = Object.freeze(word64(0xc7db0000, 1))
+
+const REPORT_MS = 1000
+
+export interface RecoveryProgress {
+  readonly leader: number
+  readonly generation: number
+  /** "preparing", "databases", "finishing", then "done" or "failed". */
+  readonly phase: "preparing" | "databases" | "finishing" | "done" | "failed"
+  readonly databases: number
+  readonly frozen: number
+  readonly recovered: number
+  /** Given up in this recovery. */
+  readonly failed: number
+  readonly pulledRecords: number
+  readonly pulledBytes: number
+  readonly pushedRecords: number
+  readonly pushedBytes: number
+  readonly seconds: number
+}
+
+/** The payload of a progress message; undefined for anything else. */
+export function readProgress(data: Uint8Array): RecoveryProgress | undefined {
+  try {
+    const value: unknown = unpack(data)
+    return typeof value === "object" && value !== null && "phase" in value ? (value as RecoveryProgress) : undefined
+  } catch {
+    return undefined
+  }
+}
+
+export function progressText(progress: RecoveryProgress): string {
+  const { databases, frozen, recovered, failed, pushedRecords, pushedBytes, seconds } = progress
+  const trouble = failed > 0 ? `, ${failed} given up` : ""
+  return (
+    `${frozen} of ${databases} databases frozen, ${recovered} recovered${trouble}, ` +
+    `${pushedRecords} records, ${pushedBytes} bytes, ${seconds.toFixed(1)} s`
+  )
+}
+
+export class ProgressReport {
+  phase: RecoveryProgress["phase"] = "preparing"
+  databases = 0
+  frozen = 0
+  recovered = 0
+  failed = 0
+  pulledRecords = 0
+  pulledBytes = 0
+  pushedRecords = 0
+  pushedBytes = 0
+  private readonly startedMs: number
+  private timer: Timer | undefined
+  private lastText = ""
+
+  constructor(
+    private readonly session: Session,
+    private readonly scheduler: Scheduler,
+    private readonly log: Logger,
+    private readonly leader: number,
+    private readonly generation: number,
+  ) {
+    this.startedMs = scheduler.monotonicMs()
+    this.next()
+  }
+
+  now(): RecoveryProgress {
+    const { leader, generation, phase, databases, frozen, recovered, failed } = this
+    const { pulledRecords, pulledBytes, pushedRecords, pushedBytes } = this
+    const seconds = (this.scheduler.monotonicMs() - this.startedMs) / 1000
+    const counts = { pulledRecords, pulledBytes, pushedRecords, pushedBytes }
+    return { leader, generation, phase, databases, frozen, recovered, failed, ...counts, seconds }
+  }
+
+  /** The last report. */
+  end(phase: "done" | "failed"): void {
+    this.timer?.cancel()
+    this.timer = undefined
+    this.phase = phase
+    this.tell()
+  }
+
+  private next(): void {
+    this.timer = this.scheduler.setTimer(REPORT_MS, () => {
+      const progress = this.now()
+      // The time alone is no news in the log.
+      const text = progressText({ ...progress, seconds: 0 })
+      if (text !== this.lastText) this.log.notice(`Recovery: ${progressText(progress)}`)
+      this.lastText = text
+      this.tell()
+      this.next()
+    })
+  }
+
+  private tell(): void {
+    this.session.sendMessage(BROADCAST_CONNECTED, RECOVERY_PROGRESS, pack(this.now()))
+  }
+}
