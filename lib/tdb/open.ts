@@ -39,6 +39,8 @@ export interface OpenOptions {
   readonly maxDead?: number
   /** False: raise BUSY instead of blocking on another process that is opening or committing. Default true. */
   readonly wait?: boolean
+  /** For tests: see Tdb.step; here it also sees a recovery at open. */
+  readonly step?: (what: string) => void
 }
 
 interface Header {
@@ -145,6 +147,7 @@ class Opening {
       readOnly: this.readOnly,
       maxDead: this.options.maxDead ?? ((this.flags & f.VOLATILE) !== 0 ? f.VOLATILE_MAX_DEAD : 0),
     })
+    db.step = this.options.step ?? null
     recover(db)
     if (this.openLocked) unlockRange(this.fd, f.OPEN_LOCK, 1)
     return db

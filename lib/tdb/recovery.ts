@@ -43,15 +43,21 @@ export function recover(db: Tdb): boolean {
     throw db.fail("CORRUPT", `recovery record of ${used} bytes in ${capacity}`, start)
   }
   const saved = readSaved(db, start, used)
-  // A block that holds the recovery record's own header carries an idle magic: written last, a kill before it loses nothing.
-  const own = saved.filter((block) => block.offset < start + RECORD_HEADER && block.offset + block.bytes.length > start)
+  // What holds the recovery record's own header, which is idle there, or the word that points to it, may say that there is nothing
+  // to do: written last, a kill before it loses nothing.
+  const holds = (block: SavedBlock, from: number, to: number): boolean =>
+    block.offset < to && block.offset + block.bytes.length > from
+  const own = saved.filter(
+    (block) =>
+      holds(block, start, start + RECORD_HEADER) || holds(block, AT_RECOVERY_START, AT_RECOVERY_START + 4),
+  )
   for (const block of saved) {
     if (own.includes(block)) continue
     db.step?.(`recovery writes block ${block.offset}`)
     db.b.set(block.bytes, block.offset)
   }
   for (const block of own) {
-    db.step?.(`recovery writes block ${block.offset}, which holds the recovery record`)
+    db.step?.(`recovery writes block ${block.offset}, which holds or names the recovery record`)
     db.b.set(block.bytes, block.offset)
   }
   sync(db)
@@ -78,7 +84,7 @@ function readSaved(db: Tdb, start: number, used: number): SavedBlock[] {
     if (at + 8 + length > end || offset + length > db.size) {
       throw db.fail("CORRUPT", `recovery record saves ${length} bytes of offset ${offset}`, at)
     }
-    blocks.push({ offset, bytes: Uint8Array.from(db.b.subarray(at + 8, at + 8 + length)) })
+    blocks.push({ offset, bytes: db.b.slice(at + 8, at + 8 + length) })
     at += 8 + length
   }
   return blocks

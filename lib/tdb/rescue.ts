@@ -39,8 +39,8 @@ export function rescue(db: Tdb, found: (key: Uint8Array, data: Uint8Array) => vo
     for (const offset of chosen) {
       const dataStart = offset + RECORD_HEADER + db.getUnsigned(offset + AT_KEY_LEN)
       found(
-        Uint8Array.from(db.b.subarray(offset + RECORD_HEADER, dataStart)),
-        Uint8Array.from(db.b.subarray(dataStart, dataStart + db.getUnsigned(offset + AT_DATA_LEN))),
+        db.b.slice(offset + RECORD_HEADER, dataStart),
+        db.b.slice(dataStart, dataStart + db.getUnsigned(offset + AT_DATA_LEN)),
       )
       count++
     }

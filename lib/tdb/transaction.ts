@@ -37,6 +37,13 @@ interface Range {
   readonly length: number
 }
 
+// Take the word recovery_start out of the first range, which is the header's block.
+function splitRecoveryStart(ranges: Range[]): void {
+  const { length } = ranges.shift()!
+  const behind = AT_RECOVERY_START + 4
+  ranges.unshift({ offset: 0, length: AT_RECOVERY_START }, { offset: behind, length: length - behind })
+}
+
 export class Transaction {
   nesting = 0
   private failed = false
@@ -188,7 +195,7 @@ export class Transaction {
   // Upper bound of what the saved ranges take.
   private needed(oldEnd: number): number {
     // One block more for the header's, one range for what lies at the old end.
-    let needed = 4 + 8 + RECORD_HEADER + 8 + BLOCK
+    let needed = 4 + 8 + RECORD_HEADER + 8 + BLOCK + 2 * 12
     const dirty = this.db.dirty!
     for (let block = dirty.indexOf(1); block !== -1 && block * BLOCK < oldEnd; block = dirty.indexOf(1, block + 1)) {
       needed += 16 + BLOCK
@@ -229,8 +236,11 @@ export class Transaction {
       else if (block !== 0 || !oldStateMoves) continue
       if (from < oldEnd) this.outsideArea(from, Math.min(from + BLOCK, oldEnd), ranges)
     }
+    if (oldStateMoves) splitRecoveryStart(ranges)
     // What follows the old end in the old state: an idle area's header, or zeros, and not a torn piece of the new one.
     if (db.size > oldEnd) this.outsideArea(oldEnd, oldEnd + RECORD_HEADER, ranges)
+    // Recoveries write in this order: a recovery that is itself interrupted must still find the record.
+    if (oldStateMoves) ranges.push({ offset: AT_RECOVERY_START, length: 4 })
     return ranges
   }
 

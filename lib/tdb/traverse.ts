@@ -260,8 +260,8 @@ function traverseChain(db: Tdb, chain: number, visitor: RecordVisitor): number {
           if (db.get(offset + AT_MAGIC) === LIVE) {
             const keyStart = offset + RECORD_HEADER
             const dataStart = keyStart + db.getUnsigned(offset + AT_KEY_LEN)
-            key = Uint8Array.from(db.b.subarray(keyStart, dataStart))
-            data = Uint8Array.from(db.b.subarray(dataStart, dataStart + db.getUnsigned(offset + AT_DATA_LEN)))
+            key = db.b.slice(keyStart, dataStart)
+            data = db.b.slice(dataStart, dataStart + db.getUnsigned(offset + AT_DATA_LEN))
             standOn(db, offset)
             memory.pause(db, chain, offset)
             at = offset
@@ -285,7 +285,7 @@ function traverseChain(db: Tdb, chain: number, visitor: RecordVisitor): number {
 export function keys(db: Tdb): Uint8Array[] {
   const found: Uint8Array[] = []
   traverseRead(db, (bytes, keyStart, keyLength) => {
-    found.push(Uint8Array.from(bytes.subarray(keyStart, keyStart + keyLength)))
+    found.push(bytes.slice(keyStart, keyStart + keyLength))
   })
   return found
 }

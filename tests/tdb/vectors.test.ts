@@ -20,7 +20,7 @@ const folder = join(import.meta.dir, "../vectors/tdb")
 
 function load(name: string): Uint8Array {
   const bytes = readFileSync(join(folder, name))
-  return name.endsWith(".gz") ? Bun.gunzipSync(bytes) : Uint8Array.from(bytes)
+  return name.endsWith(".gz") ? Bun.gunzipSync(bytes) : new Uint8Array(bytes)
 }
 
 interface SampleRecord {
@@ -180,7 +180,7 @@ for (const [what, defect] of defects) {
   test(`${what}: every operation ends with libtdb's result or a typed error that says where`, () => {
     const attempt = (operation: (db: Tdb) => unknown): unknown => {
       const db = open()
-      const before = Uint8Array.from(db.b)
+      const before = new Uint8Array(db.b)
       try {
         return operation(db)
       } catch (error) {

@@ -73,7 +73,7 @@ export class LibTdb {
   }
   fetch(key: Uint8Array): Uint8Array | null {
     const length = d.d_fetch(this.handle, bytesOf(key), key.length, room, room.length)
-    return length < 0 ? null : Uint8Array.from(room.subarray(0, length))
+    return length < 0 ? null : new Uint8Array(room.subarray(0, length))
   }
   lockChain(key: Uint8Array): number {
     return d.d_chainlock(this.handle, bytesOf(key), key.length)
