@@ -5,6 +5,7 @@
 import { closeSync, fstatSync, openSync, statSync, unlinkSync } from "node:fs"
 import type { AnnouncedVersion } from "../daemon/cluster/keepalive.ts"
 import { nodeEnvironment } from "../daemon/environment-bun.ts"
+import { LoopWatch } from "../daemon/loop-watch.ts"
 import { Node } from "../daemon/node.ts"
 import {
   type Configuration,
@@ -26,6 +27,7 @@ import {
 } from "../lib/config/paths.ts"
 import { createPidFile, PID_FILE_EXIT_STATUS, type PidFile } from "../lib/config/pidfile.ts"
 import { applyTunables, defaultTunables, loadTunables } from "../lib/config/tunables.ts"
+import { realScheduler } from "../lib/net/scheduler.ts"
 import { type Listener, listenUnix } from "../lib/net/unix.ts"
 import { getLimit, Limit, lockMemory, setLimit, setProcessName, setRealtimeScheduling } from "../lib/sys/process.ts"
 import { selfCommand } from "../lib/sys/self.ts"
@@ -295,6 +297,7 @@ class Daemon {
       },
       environment,
     )
+    new LoopWatch(realScheduler, log, this.node.router.handled).start()
     this.node.start()
   }
 

@@ -146,6 +146,7 @@ export class Clients {
       this.complain(client, operationOf(bytes) > Operation.REQ_TUNNEL ? unrecognized(bytes) : error.message)
       return
     }
+    this.router.handled.operation = packet.operation
     const counters = this.state.statistics.now.client
     switch (packet.operation) {
       case Operation.REQ_CONTROL:

@@ -142,7 +142,12 @@ const handlers: Handlers = {
         answer({ status: -1 })
         return
       }
-      const list = nodes.value.map((entry) => ({ pnn: entry.pnn, flags: entry.flags, addr: socketAddress(entry) }))
+      // As the file has it: that of a running node would make the stock tool see two different files.
+      const list = nodes.value.map((entry) => ({
+        pnn: entry.pnn,
+        flags: entry.deleted ? NodeFlag.DELETED : 0,
+        addr: socketAddress(entry),
+      }))
       answer({ status: 0, data: encode(controls.GET_NODES_FILE.reply, list) })
     })
     return "later"
@@ -289,6 +294,7 @@ export const implemented: ReadonlySet<ControlName> = new Set(Object.keys(handler
 
 /** Runs a control on this node; `answer` is called once, now or later. */
 export function execute(node: Node, control: ReqControl, client: LocalClient | undefined, answer: Answer): void {
+  node.router.handled.opcode = control.opcode
   const row = controlByOpcode(control.opcode)
   const handler = row === undefined ? undefined : handlers[row.name]
   if (row === undefined || handler === undefined) {

@@ -81,6 +81,8 @@ const PENDING_CONTROLS_MAX = 100_000
 export class Router {
   readonly srvids = new SrvidTable<object>()
   readonly tunnels = new TunnelTable<LocalClient>()
+  /** What is being handled, for whoever watches the loop. */
+  readonly handled = { operation: -1, opcode: -1 }
   keepalive: Keepalive | undefined
   records: RecordTraffic | undefined
   /** Executes a control on this node. */
@@ -250,6 +252,7 @@ export class Router {
 
   private receive(bytes: Uint8Array, peer: NodeEntry | undefined): void {
     const operation = operationOf(bytes)
+    this.handled.operation = operation
     const counters = this.state.statistics.now.node
     switch (operation) {
       case Operation.REQ_CALL:
