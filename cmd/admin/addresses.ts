@@ -6,7 +6,7 @@ import { encode, u32 } from "../../lib/protocol/codec.ts"
 import { BROADCAST_CONNECTED, Errno, Srvid } from "../../lib/protocol/constants.ts"
 import type { PublicIp, PublicIpInfo } from "../../lib/protocol/structs.ts"
 import { type Invocation, UsageError } from "./invocation.ts"
-import { activeNodes, connectedNodes, fetchNodeMap, parseNodeList } from "./nodes.ts"
+import { activeNodes, connectedNodes, nodeMap, parseNodeList } from "./nodes.ts"
 import { parseUint32 } from "./numbers.ts"
 import { disableOperation, takeoverRun } from "./requests.ts"
 
@@ -30,7 +30,7 @@ function ownAddresses(invocation: Invocation, node: number): Promise<readonly Pu
 
 /** All addresses that any active node knows; the host is who says so itself, the last one if several do. */
 async function clusterAddresses(invocation: Invocation): Promise<PublicIp[]> {
-  const nodes = activeNodes(await fetchNodeMap(invocation))
+  const nodes = activeNodes(await nodeMap(invocation))
   if (nodes.length === 0) return invocation.fail(1)
   const found = new Map<string, PublicIp>()
   for (const node of nodes) {
@@ -283,7 +283,7 @@ async function moveOnce(invocation: Invocation, address: SockAddr, target: numbe
   if (!known.reply.some((ip) => sameIp(ip.addr, address))) {
     return failed(1, `Node ${target} CANNOT host IP address ${address.addr}`)
   }
-  const map = await fetchNodeMap(invocation)
+  const map = await nodeMap(invocation)
   const connected = connectedNodes(map)
   const others = activeNodes(map).filter((node) => node !== target)
   if (others.length === 0) return failed(1, "Memory allocation error")
@@ -323,7 +323,7 @@ export async function moveip(invocation: Invocation): Promise<number> {
 /** Exit 0 even when a node failed to reload: scripts of the stock tool rely on it. */
 export async function reloadips(invocation: Invocation): Promise<number> {
   const { output, node, words } = invocation
-  const map = await fetchNodeMap(invocation)
+  const map = await nodeMap(invocation)
   const chosen = words[0] === undefined ? [node] : parseNodeList(invocation, words[0], map)
   const nodes = activeNodes(map).filter((pnn) => chosen.includes(pnn))
   if (nodes.length === 0) return invocation.fail(1, "Memory allocation error")

@@ -32,7 +32,7 @@ export async function currentGeneration(invocation: Invocation): Promise<number>
 
 async function recoveryMode(invocation: Invocation, node: number): Promise<number> {
   try {
-    return await invocation.controlStatus("GET_RECMODE", node)
+    return await invocation.controlValue("GET_RECMODE", node)
   } catch (error) {
     if (error instanceof Failure) invocation.output.warn(`Failed to get recovery mode from node ${node}`)
     throw error

@@ -6,6 +6,7 @@ import { type Client, ControlError } from "../../lib/client/client.ts"
 import { decode, u32 } from "../../lib/protocol/codec.ts"
 import { Errno, Srvid, UNKNOWN_PNN } from "../../lib/protocol/constants.ts"
 import type { ControlName, ReplyOf, RequestOf } from "../../lib/protocol/controls.ts"
+import type { NodeMap } from "../../lib/protocol/structs.ts"
 import type { Command } from "./commands.ts"
 import type { Options } from "./options.ts"
 import type { Output } from "./output.ts"
@@ -37,6 +38,9 @@ export class Invocation {
   #leader: number | undefined
   #leaderHeard: (() => void)[] = []
   readonly #leaderChanged = new Set<() => void>()
+  #node: number | undefined
+  /** The node map as last fetched: nodes.ts keeps it here for the run. */
+  nodeMap: NodeMap | undefined
 
   constructor(
     readonly command: Command,
@@ -44,12 +48,12 @@ export class Invocation {
     readonly options: Options,
     readonly output: Output,
     /** Undefined for commands that work without the daemon. */
-    private readonly connected: { readonly client: Client; readonly node: number } | undefined,
+    private readonly connection: Client | undefined,
   ) {}
 
   get client(): Client {
-    if (this.connected === undefined) throw new Error(`${this.command.name} has no connection`)
-    return this.connected.client
+    if (this.connection === undefined) throw new Error(`${this.command.name} has no connection`)
+    return this.connection
   }
 
   /** The node whose socket is used. */
@@ -59,8 +63,12 @@ export class Invocation {
 
   /** The node that the command is for: `-n`, or the local one. */
   get node(): number {
-    if (this.connected === undefined) throw new Error(`${this.command.name} has no node`)
-    return this.connected.node
+    return this.#node ?? this.localNode
+  }
+
+  /** Takes the node of `-n`, after it has been checked. */
+  chooseNode(pnn: number): void {
+    this.#node = pnn
   }
 
   /** Limit of one request, ms. */
@@ -117,6 +125,12 @@ export class Invocation {
     } catch (error) {
       throw new Failure(this.controlFailed(error, name, node))
     }
+  }
+
+  /** The status of controls that answer with it, negative ones being failures. @throws Failure */
+  async controlValue<N extends ControlName>(name: N, node: number): Promise<number> {
+    const status = await this.controlStatus(name, node)
+    return status < 0 ? this.fail(this.controlRefused(name, status)) : status
   }
 
   /** For a status that means failure after controlStatus(): the stock tool's line, and the status to end with. */

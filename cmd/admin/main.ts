@@ -103,7 +103,6 @@ async function runCommand(
   const { exitStatus, Failure, Invocation, UsageError } = await import("./invocation.ts")
   let client: Client | undefined
   try {
-    let connected: { client: Client; node: number } | undefined
     if (command.offline === true) {
       if (options.node !== -1) {
         output.warn(`Cannot specify node for command ${command.name}`)
@@ -112,21 +111,19 @@ async function runCommand(
     } else {
       client = await connect(output)
       if (client === undefined) return 1
-      connected = { client, node: client.pnn }
     }
 
-    let invocation = new Invocation(command, words, options, output, connected)
-    if (connected !== undefined) {
+    const invocation = new Invocation(command, words, options, output, client)
+    if (client !== undefined) {
       if (options.node !== -1) {
         const node = options.node >>> 0
         const { checkNode } = await import("./nodes.ts")
         await checkNode(invocation, node)
-        if (command.local === true && node !== connected.client.pnn) {
+        if (command.local === true && node !== client.pnn) {
           output.warn(`Node cannot be specified for command ${command.name}`)
           return 1
         }
-        connected = { ...connected, node }
-        invocation = new Invocation(command, words, options, output, connected)
+        invocation.chooseNode(node)
       }
       await invocation.followLeader()
     }

@@ -17,7 +17,7 @@ export async function pnn({ output, localNode }: Invocation): Promise<number> {
 export async function ping(invocation: Invocation): Promise<number> {
   const { output, node } = invocation
   const started = performance.now()
-  const clients = await invocation.controlStatus("PING", node)
+  const clients = await invocation.controlValue("PING", node)
   const seconds = (performance.now() - started) / 1000
   await output.show({
     text: () => `response from ${node} time=${seconds.toFixed(6)} sec  (${clients} clients)\n`,
@@ -144,11 +144,11 @@ export async function getpid(invocation: Invocation): Promise<number> {
 
 export async function getreclock(invocation: Invocation): Promise<number> {
   const { output, node } = invocation
-  const file = (await invocation.control("GET_RECLOCK_FILE", node)) ?? ""
+  const file = await invocation.control("GET_RECLOCK_FILE", node)
   await output.show({
-    text: () => (file === "" ? "" : `${file}\n`),
-    json: () => ({ node, cluster_lock: file === "" ? null : file }),
-    terminal: () => (file === "" ? `Node ${node} has no cluster lock configured\n` : `${file}\n`),
+    text: () => (file === null ? "" : `${file}\n`),
+    json: () => ({ node, cluster_lock: file }),
+    terminal: () => (file === null ? `Node ${node} has no cluster lock configured\n` : `${file}\n`),
   })
   return 0
 }

@@ -26,6 +26,11 @@ export function flagText(flags: number): string {
   return words.length === 0 ? "OK" : words.join("|")
 }
 
+/** The node map, fetched once a run. @throws Failure after printing why */
+export async function nodeMap(invocation: Invocation): Promise<NodeMap> {
+  return invocation.nodeMap ?? (await fetchNodeMap(invocation))
+}
+
 /**
  * The node map of the local node. One that is banned does not know the cluster: the next node that is connected is
  * asked instead, until one is found that is not banned in its own map.
@@ -40,7 +45,10 @@ export async function fetchNodeMap(invocation: Invocation): Promise<NodeMap> {
     if (!outcome.ok) return invocation.fail(1, line)
     const map = outcome.reply
     const self = findNode(map, asked)
-    if (self === undefined || (self.flags & NodeFlag.BANNED) === 0) return map
+    if (self === undefined || (self.flags & NodeFlag.BANNED) === 0) {
+      invocation.nodeMap = map
+      return map
+    }
     const next = nextConnected(map, asked)
     if (next === undefined || next === start) {
       return invocation.fail(1, "Warning: All nodes are banned.")
@@ -93,7 +101,7 @@ export function parseNodeList(invocation: Invocation, text: string, map: NodeMap
 
 /** The `-n` check: the node must be in the local node's map and reachable. @throws Failure after printing why */
 export async function checkNode(invocation: Invocation, node: number): Promise<void> {
-  const map = await fetchNodeMap(invocation)
+  const map = await nodeMap(invocation)
   const found = node < BROADCAST_ALL ? findNode(map, node) : undefined
   if (found === undefined) return invocation.fail(1, `Node ${node} does not exist`)
   if ((found.flags & (NodeFlag.DISCONNECTED | NodeFlag.DELETED)) !== 0) {

@@ -5,7 +5,7 @@ import type { ListedNode } from "../../lib/config/nodes-file.ts"
 import { Errno, NodeFlag } from "../../lib/protocol/constants.ts"
 import type { NodeMap } from "../../lib/protocol/structs.ts"
 import type { Invocation } from "./invocation.ts"
-import { connectedNodes, fetchNodeMap } from "./nodes.ts"
+import { connectedNodes, nodeMap } from "./nodes.ts"
 import { readNodesList } from "./nodes-list.ts"
 import { disableOperation } from "./requests.ts"
 
@@ -69,7 +69,7 @@ const disableSeconds = (timeLimit: number) => 2 * timeLimit
 
 export async function reloadnodes(invocation: Invocation): Promise<number> {
   const { output, localNode, options } = invocation
-  const map = await fetchNodeMap(invocation)
+  const map = await nodeMap(invocation)
   const listed = readNodesList(output, process.env)
   if (listed === undefined) return 1
   const connected = connectedNodes(map)

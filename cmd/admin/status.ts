@@ -4,14 +4,13 @@
 import { INVALID_GENERATION, NodeFlag, RecoveryMode, RunState, UNKNOWN_PNN } from "../../lib/protocol/constants.ts"
 import type { NodeAndFlags, NodeMap, VnnMap } from "../../lib/protocol/structs.ts"
 import type { Invocation } from "./invocation.ts"
-import { fetchNodeMap, findNode, flagText, parseNodeList, UNKNOWN_FLAG } from "./nodes.ts"
+import { findNode, flagText, nodeMap, parseNodeList, UNKNOWN_FLAG } from "./nodes.ts"
 
 /**
  * The node map as node N can vouch for it: as long as N is starting it has seen no recovery, and says nothing about
  * nodes that it is connected to.
  */
-async function judgedNodeMap(invocation: Invocation): Promise<NodeMap> {
-  const map = await fetchNodeMap(invocation)
+async function judged(invocation: Invocation, map: NodeMap): Promise<NodeMap> {
   const outcome = await invocation.tryControl("GET_RUNSTATE", invocation.node)
   if (!outcome.ok) {
     invocation.output.print("Unable to get runstate")
@@ -199,13 +198,13 @@ async function terminalStatus(invocation: Invocation, state: ClusterState): Prom
 
 export async function status(invocation: Invocation): Promise<number> {
   const { output } = invocation
-  const map = await judgedNodeMap(invocation)
+  const map = await judged(invocation, await nodeMap(invocation))
   if (output.mode === "machine") {
     await printNodes(invocation, map)
     return 0
   }
   const vnnMap = await invocation.control("GETVNNMAP", invocation.node)
-  const recoveryMode = await invocation.controlStatus("GET_RECMODE", invocation.node)
+  const recoveryMode = await invocation.controlValue("GET_RECMODE", invocation.node)
   const state = { map, vnnMap, recoveryMode, leader: await invocation.leader() }
   if (output.mode === "json") {
     output.json(await jsonStatus(invocation, state))
@@ -222,9 +221,10 @@ export async function status(invocation: Invocation): Promise<number> {
 /** Exit status: all flags of the listed nodes together. */
 export async function nodestatus(invocation: Invocation): Promise<number> {
   const { output } = invocation
-  const map = await judgedNodeMap(invocation)
+  const known = await nodeMap(invocation)
   const word = invocation.words[0]
-  const chosen = word === undefined ? [invocation.node] : parseNodeList(invocation, word, map)
+  const chosen = word === undefined ? [invocation.node] : parseNodeList(invocation, word, known)
+  const map = await judged(invocation, known)
   const nodes = present(chosen.map((pnn) => findNode(map, pnn)!).filter((node) => node !== undefined))
   if (output.mode === "json") {
     output.json({ ...jsonHead(map), nodes: await jsonNodes(invocation, nodes) })

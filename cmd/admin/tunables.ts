@@ -26,12 +26,7 @@ export async function getvar(invocation: Invocation): Promise<number> {
   const { output, node, words } = invocation
   const name = words[0] ?? ""
   if (!isKnown(await listNames(invocation, noList(node)), name)) return refuse(invocation, name)
-  const value = await invocation.control(
-    "GET_TUNABLE",
-    node,
-    name,
-    `Failed to get value of variable ${name} from node ${node}`,
-  )
+  const value = await invocation.control("GET_TUNABLE", node, name)
   await output.show({ text: () => line(name, value), json: () => ({ node, name, value }) })
   return 0
 }
@@ -43,8 +38,9 @@ export async function setvar(invocation: Invocation): Promise<number> {
   const parsed = parseUint32(text)
   if (!parsed.ok) return invocation.badNumber(text, parsed.errno)
   const status = await invocation.controlStatus("SET_TUNABLE", node, { value: parsed.value, name })
+  if (status !== 0) invocation.controlRefused("SET_TUNABLE", status)
   if (status === OBSOLETE) output.warn(`Setting obsolete tunable variable '${name}'`)
-  else if (status !== 0) return invocation.controlRefused("SET_TUNABLE", status)
+  else if (status !== 0) return status
   if (output.mode === "json") output.json({ node, name, value: parsed.value, obsolete: status === OBSOLETE })
   return 0
 }
