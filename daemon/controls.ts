@@ -4,7 +4,7 @@
 import { logLevelName } from "../lib/config/log.ts"
 import { findTunable, tunableListText, tunablesToWords } from "../lib/config/tunables.ts"
 import { type Codec, decode, decodeExact, encode, ProtocolError } from "../lib/protocol/codec.ts"
-import { Capability, DbFlag, Errno, RunState, Srvid } from "../lib/protocol/constants.ts"
+import { Capability, DbFlag, Errno, NodeFlag, RunState, Srvid } from "../lib/protocol/constants.ts"
 import { type ControlName, controlByOpcode, controls, type ReplyOf, type RequestOf } from "../lib/protocol/controls.ts"
 import type { ReqControl } from "../lib/protocol/packet.ts"
 import type { Word64 } from "../lib/protocol/word64.ts"
