@@ -269,7 +269,11 @@ export class MixedCluster {
   async allOk(timeoutMs?: number): Promise<number> {
     const observers = this.pnns.filter((pnn) => this.nodes[pnn] !== undefined)
     const flags = this.pnns.map((pnn) =>
-      observers.includes(pnn) ? 0 : this.addresses[pnn]!.startsWith("#") ? NodeFlag.DELETED | NodeFlag.DISCONNECTED : GONE,
+      observers.includes(pnn)
+        ? 0
+        : this.addresses[pnn]!.startsWith("#")
+          ? NodeFlag.DELETED | NodeFlag.DISCONNECTED
+          : GONE,
     )
     return await this.settled({ observers, flags }, timeoutMs)
   }
@@ -281,10 +285,7 @@ export class MixedCluster {
   async checkWithStockTool({ observers, flags }: Expected): Promise<void> {
     const generations = new Set<string>()
     for (const pnn of observers) {
-      const [machine, plain] = await Promise.all([
-        this.node(pnn).tool("-X", "status"),
-        this.node(pnn).tool("status"),
-      ])
+      const [machine, plain] = await Promise.all([this.node(pnn).tool("-X", "status"), this.node(pnn).tool("status")])
       const complaint = (what: string) =>
         new Error(`${what} on node ${pnn} (${this.kinds[pnn]}):\n${machine.stdout}${plain.stdout}${plain.stderr}`)
       const rows = new Map(machine.stdout.split("\n").slice(1).flatMap(statusRow))
