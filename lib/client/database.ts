@@ -523,6 +523,10 @@ export class Database {
     return seen
   }
 
+  get isClosed(): boolean {
+    return this.closed
+  }
+
   /** Unlocks what is locked, then closes the file: a mapping that goes away under a held mutex locks the chain for ever. */
   close(): void {
     if (this.closed) return
