@@ -205,9 +205,9 @@ function scanFree(db: Tdb, want: number): number {
     const next = db.getUnsigned(offset + AT_NEXT)
     const left = freeLeftOf(db, offset)
     if (left !== 0) {
-      // Unlinking first would leak on a kill; libtdb's order (grow, then unlink) leaves both, which a later merge cannot tell.
-      const merged = mergeInto(db, left, recLen)
+      // Unlink first: a kill in between leaks it, where the other order would leave its space in the list twice.
       db.put(last, next)
+      const merged = mergeInto(db, left, recLen)
       if (left === best) bestLength = merged
       if (merged > want) candidate = true
     } else {
@@ -238,8 +238,7 @@ function carve(db: Tdb, offset: number, last: number, recLen: number, want: numb
     return offset
   }
   const rest = recLen - want - RECORD_HEADER
-  db.put(offset + AT_REC_LEN, rest)
-  putTailer(db, offset, rest)
+  // The one store of rec_len splits the record: before it nothing has changed, after it both halves have headers.
   const taken = offset + RECORD_HEADER + rest
   db.put(taken + AT_NEXT, 0)
   db.put(taken + AT_REC_LEN, want)
@@ -247,6 +246,8 @@ function carve(db: Tdb, offset: number, last: number, recLen: number, want: numb
   db.put(taken + AT_DATA_LEN, 0)
   db.put(taken + AT_FULL_HASH, 0)
   db.put(taken + AT_MAGIC, LIVE)
+  putTailer(db, offset, rest)
+  db.put(offset + AT_REC_LEN, rest)
   putTailer(db, taken, want)
   return taken
 }
@@ -298,8 +299,8 @@ export function freelistSize(db: Tdb): number {
       const next = db.getUnsigned(offset + AT_NEXT)
       const left = db.readOnly ? 0 : freeLeftOf(db, offset)
       if (left !== 0) {
-        mergeInto(db, left, db.getUnsigned(offset + AT_REC_LEN))
         db.put(last, next)
+        mergeInto(db, left, db.getUnsigned(offset + AT_REC_LEN))
       } else last = offset + AT_NEXT
       offset = next
       if (offset === mark && offset !== 0) throw db.fail("CORRUPT", "circular freelist", offset)

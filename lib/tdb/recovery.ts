@@ -48,8 +48,7 @@ export function recover(db: Tdb): boolean {
   const holds = (block: SavedBlock, from: number, to: number): boolean =>
     block.offset < to && block.offset + block.bytes.length > from
   const own = saved.filter(
-    (block) =>
-      holds(block, start, start + RECORD_HEADER) || holds(block, AT_RECOVERY_START, AT_RECOVERY_START + 4),
+    (block) => holds(block, start, start + RECORD_HEADER) || holds(block, AT_RECOVERY_START, AT_RECOVERY_START + 4),
   )
   for (const block of saved) {
     if (own.includes(block)) continue
