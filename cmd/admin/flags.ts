@@ -2,6 +2,7 @@
 // ban, unban. Reference page "Admin tool", sections 6.6 and 8.6.
 
 import { NodeFlag } from "../../lib/protocol/constants.ts"
+import type { NodeMap } from "../../lib/protocol/structs.ts"
 import type { Invocation } from "./invocation.ts"
 import { findNode, tryNodeMap } from "./nodes.ts"
 import { parseUint32 } from "./numbers.ts"
@@ -23,16 +24,13 @@ const LOOK_MS = 1000
 async function changeFlag(invocation: Invocation, change: FlagChange): Promise<number> {
   const { output, node } = invocation
   const { flag, set, word } = change
-  const reached = async () => {
-    const map = await tryNodeMap(invocation)
-    if (map === undefined) return undefined
-    return (((findNode(map, node)?.flags ?? 0) & flag) !== 0) === set
-  }
+  const isReached = (map: NodeMap) => (((findNode(map, node)?.flags ?? 0) & flag) !== 0) === set
+  const known = invocation.nodeMap ?? (await tryNodeMap(invocation))
   const report = (changed: boolean) => {
     if (output.mode === "json") output.json({ node, [word]: set, changed })
   }
 
-  if ((await reached()) === true) {
+  if (known !== undefined && isReached(known)) {
     output.warn(`Node ${node} is ${set ? "already" : "not"} ${word}`)
     report(false)
     return 0
@@ -40,9 +38,9 @@ async function changeFlag(invocation: Invocation, change: FlagChange): Promise<n
   await change.send()
   await invocation.waiting(`waiting for all nodes to see node ${node} ${set ? "" : "not "}${word}`, async () => {
     while (true) {
-      const seen = await reached()
-      if (seen === true) return
-      if (seen === undefined) output.warn("Failed to get nodemap, trying again")
+      const map = await tryNodeMap(invocation)
+      if (map !== undefined && isReached(map)) return
+      if (map === undefined) output.warn("Failed to get nodemap, trying again")
       await invocation.sleep(LOOK_MS)
     }
   })

@@ -66,7 +66,8 @@ export async function runTool(
   const daemon = startAnswering(socket, answer)
   try {
     const child = Bun.spawn([...tool, "-T", "3", ...words], {
-      env: { PATH: "/usr/bin:/bin", CTDB_SOCKET: socket, CTDB_BASE: "/nonexistent", TZ: "UTC" },
+      // In test mode the stock tool's time limit kills its own process group only, and not that of the tests.
+      env: { CTDB_TEST_MODE: "1", PATH: "/usr/bin:/bin", CTDB_SOCKET: socket, CTDB_BASE: "/nonexistent", TZ: "UTC" },
       stdin: "ignore",
       stdout: "pipe",
       stderr: "pipe",

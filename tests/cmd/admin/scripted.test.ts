@@ -292,6 +292,45 @@ describe("one question each", () => {
     },
   )
 
+  test("commands that change a flag: refused, already so, bad numbers", async () => {
+    const flagged = (flags: number): Script => ({
+      GET_NODEMAP: [node(0, "192.168.20.41", 0), node(1, "192.168.20.42", flags)],
+    })
+    const refused = { status: -1 }
+    const lines: readonly (readonly [string, Script])[] = [
+      ["-n 1 disable", { ...flagged(0), DISABLE_NODE: refused }],
+      ["-n 1 disable", flagged(0x4)],
+      ["-n 1 enable", { ...flagged(0x4), ENABLE_NODE: refused }],
+      ["-n 1 enable", flagged(0x2)],
+      ["-n 1 stop", { ...flagged(0), STOP_NODE: { status: 3 } }],
+      ["-n 1 stop", flagged(0x20)],
+      ["-n 1 continue", { ...flagged(0x20), CONTINUE_NODE: refused }],
+      ["-n 1 continue", flagged(0x8)],
+      ["-n 1 ban 60", { ...flagged(0), SET_BAN_STATE: refused }],
+      ["-n 1 ban 0", flagged(0)],
+      ["-n 1 ban zz", flagged(0)],
+      ["-n 1 ban 99999999999999999999", flagged(0)],
+      ["-n 1 ban zz", flagged(0x8)],
+      ["-n 1 unban", { ...flagged(0x8), SET_BAN_STATE: refused }],
+      ["-n 1 unban", flagged(0x20)],
+      ["disable", { GET_NODEMAP: refused, DISABLE_NODE: refused }],
+      ["unban", { GET_NODEMAP: [node(0, "192.168.20.41", 0x8)], SET_BAN_STATE: refused }],
+    ]
+    for (const [line, script] of lines) await tool(line, script)
+  }, 30_000)
+
+  test("recover: each step may fail", async () => {
+    const normal: Script = { GET_RECMODE: { status: 0 }, GETVNNMAP: { generation: 5, map: [0] } }
+    const refused = { status: -1 }
+    await tool("recover", { ...normal, SET_RECMODE: refused })
+    await tool("recover", { ...normal, GETVNNMAP: refused })
+    await tool("recover", { ...normal, GET_RECMODE: refused })
+    await tool("-t 1 recover", { ...normal, SET_RECMODE: refused }, null)
+    // The generation never changes: only the time limit of the run ends it.
+    const run = await tool("recover", { ...normal, SET_RECMODE: { status: 0 } })
+    expect(run).toMatchObject({ stderr: "Maximum runtime exceeded - exiting\n", status: 1 })
+  }, 30_000)
+
   test("uptime: days, and a recovery that still runs", async () => {
     const time = (sec: number, usec: number) => ({ sec, usec })
     const run = await tool("uptime", {
