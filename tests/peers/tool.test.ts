@@ -689,7 +689,6 @@ describe.skipIf(!stockInstalled)("the tool beside the stock tool", () => {
         [
           ["-n 1 setifacelink lo up", at(0)],
           ["setifacelink lo up", at(0)],
-          ["ifaces", at(0)],
           ["status", at(0)],
           ["-n 1 setifacelink lo down", at(0)],
           ["nodestatus all", at(0)],
