@@ -27,7 +27,7 @@ interface Lane {
 const SIDE_BY_SIDE: readonly Lane[] = [
   {
     name: "logic",
-    paths: ["protocol", "config", "net", "client", "cmd", "sys", "tdb", "architecture", "simulation", "fuzz"],
+    paths: ["protocol", "config", "net", "client", "cmd", "sys", "tdb", "daemon", "architecture", "simulation", "fuzz"],
   },
   { name: "peers", paths: ["peers"] },
 ]

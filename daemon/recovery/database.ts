@@ -72,7 +72,7 @@ export function* recoverDatabase(around: Surroundings, known: Known): Task<Outco
   const state = new DatabaseRecovery(around, known)
   for (let attempt = 1; ; attempt++) {
     try {
-      yield* state.attempt()
+      yield* state.attempt(attempt === ATTEMPTS)
       around.progress.recovered++
       return { recovered: true, credits }
     } catch (error) {
@@ -111,7 +111,7 @@ class DatabaseRecovery {
   }
 
   /** @throws PhaseFailure, SysError, TdbError: what was done stays done, the next attempt starts over it */
-  *attempt(): Task<void> {
+  *attempt(last: boolean): Task<void> {
     const { requests, members, generation, gate, progress } = this.around
     const { dbId } = this.known
     const transaction = { dbId, tid: generation }
@@ -124,7 +124,7 @@ class DatabaseRecovery {
     yield* requests.tell("DB_TRANSACTION_START", members, transaction)
     const pass = yield* gate.enter()
     try {
-      yield* this.moveRecords(pass)
+      yield* this.moveRecords(pass, last)
     } finally {
       pass.leave()
     }
@@ -208,13 +208,13 @@ class DatabaseRecovery {
     }
   }
 
-  private *moveRecords(pass: Pass): Task<void> {
+  private *moveRecords(pass: Pass, last: boolean): Task<void> {
     const { session, requests, srvids, files, progress, members, generation, bufferLimit } = this.around
     const { dbId } = this.known
     const merge = new RecordMerge(dbId, files)
     const kept = new DivergedRecords(this.around, this.label)
     try {
-      const rule = yield* this.collect(merge, kept, pass)
+      const rule = yield* this.collect(merge, kept, pass, last)
       yield* requests.tell("WIPE_DATABASE", members, { dbId, tid: generation })
       pass.moved()
       yield* push({
@@ -237,7 +237,7 @@ class DatabaseRecovery {
     }
   }
 
-  private *collect(merge: RecordMerge, kept: DivergedRecords, pass: Pass): Task<MergeRule> {
+  private *collect(merge: RecordMerge, kept: DivergedRecords, pass: Pass, last: boolean): Task<MergeRule> {
     const { session, scheduler, requests, srvids, progress, pnn: leader, members, log } = this.around
     const { dbId, kind } = this.known
     const replicatedByNumber = (kind & (DbFlag.PERSISTENT | DbFlag.REPLICATED)) !== 0
@@ -262,8 +262,8 @@ class DatabaseRecovery {
       return { kind: "volatile", leader }
     }
     const highest = highestOf(numbers)
-    // The others are asked for what they have only to see whether something would be lost; one that can't tell is replaced.
-    const serious = failures.filter(({ pnn, timedOut }) => timedOut || pnn === highest.pnn)
+    // The others are asked for what they have only to see whether something would be lost; one that never tells is replaced.
+    const serious = failures.filter(({ pnn, timedOut }) => !last || timedOut || pnn === highest.pnn)
     if (serious.length > 0) throw new PhaseFailure("DB_PULL", serious)
     for (const { pnn, text } of failures) {
       log.error(`Copy of database ${this.label} on node ${pnn} can not be read and is replaced: ${text}`)
