@@ -21,6 +21,8 @@ export interface Command {
   readonly local?: true
   /** The stock tool looks this one's usage up under a wrong name and prints the help of all. */
   readonly misnamed?: true
+  /** Not a command of the stock tool (4.17): only people see it in the help. */
+  readonly ours?: true
   /** On a terminal: asked before the command runs. What it destroys or interrupts, as a question. */
   readonly ask?: (node: number, words: readonly string[]) => string
   /** Absent: not part of this build yet. */
@@ -137,10 +139,36 @@ export const commands: readonly Command[] = [
     accepts: [1, 2],
     load: async () => (await import("./node.ts")).processExists,
   },
-  { name: "getdbmap", words: "", text: "show attached databases", accepts: [0, 0] },
-  { name: "getdbstatus", words: "<dbname|dbid>", text: "show database status", accepts: [1, 1] },
-  { name: "catdb", words: "<dbname|dbid>", text: "dump cluster-wide ctdb database", accepts: [1, 1], local: true },
-  { name: "cattdb", words: "<dbname|dbid>", text: "dump local ctdb database", accepts: [1, 1], local: true },
+  {
+    name: "getdbmap",
+    words: "",
+    text: "show attached databases",
+    accepts: [0, 0],
+    load: async () => (await import("./dbmap.ts")).getdbmap,
+  },
+  {
+    name: "getdbstatus",
+    words: "<dbname|dbid>",
+    text: "show database status",
+    accepts: [1, 1],
+    load: async () => (await import("./dbmap.ts")).getdbstatus,
+  },
+  {
+    name: "catdb",
+    words: "<dbname|dbid>",
+    text: "dump cluster-wide ctdb database",
+    accepts: [1, 1],
+    local: true,
+    load: async () => (await import("./records.ts")).catdb,
+  },
+  {
+    name: "cattdb",
+    words: "<dbname|dbid>",
+    text: "dump local ctdb database",
+    accepts: [1, 1],
+    local: true,
+    load: async () => (await import("./records.ts")).cattdb,
+  },
   {
     name: "getcapabilities",
     words: "",
@@ -184,6 +212,7 @@ export const commands: readonly Command[] = [
     text: "attach a database",
     accepts: [1, 2],
     local: true,
+    load: async () => (await import("./dbmap.ts")).attach,
   },
   {
     name: "detach",
@@ -192,6 +221,7 @@ export const commands: readonly Command[] = [
     accepts: [1, MANY],
     local: true,
     ask: (_node, words) => `Detach ${words.join(", ")} from all nodes?`,
+    load: async () => (await import("./dbmap.ts")).detach,
   },
   {
     name: "dumpmemory",
@@ -363,6 +393,7 @@ export const commands: readonly Command[] = [
     text: "backup a database into a file",
     accepts: [2, 2],
     local: true,
+    load: async () => (await import("./backup.ts")).backupdb,
   },
   {
     name: "restoredb",
@@ -371,6 +402,7 @@ export const commands: readonly Command[] = [
     accepts: [1, 2],
     local: true,
     ask: (_node, words) => `Replace the database by what ${words[0]} holds?`,
+    load: async () => (await import("./backup.ts")).restoredb,
   },
   {
     name: "dumpdbbackup",
@@ -379,6 +411,7 @@ export const commands: readonly Command[] = [
     accepts: [1, 1],
     offline: true,
     misnamed: true,
+    load: async () => (await import("./backup.ts")).dumpdbbackup,
   },
   {
     name: "wipedb",
@@ -387,6 +420,7 @@ export const commands: readonly Command[] = [
     accepts: [1, 1],
     local: true,
     ask: (_node, words) => `Delete every record of ${words[0]} on all nodes?`,
+    load: async () => (await import("./backup.ts")).wipedb,
   },
   {
     name: "leader",
@@ -440,14 +474,27 @@ export const commands: readonly Command[] = [
     accepts: [1, 1],
     load: async () => (await import("./node.ts")).setleaderrole,
   },
-  { name: "setdbreadonly", words: "<dbname|dbid>", text: "enable readonly records", accepts: [1, 1] },
-  { name: "setdbsticky", words: "<dbname|dbid>", text: "enable sticky records", accepts: [1, 1] },
+  {
+    name: "setdbreadonly",
+    words: "<dbname|dbid>",
+    text: "enable readonly records",
+    accepts: [1, 1],
+    load: async () => (await import("./dbmap.ts")).setdbreadonly,
+  },
+  {
+    name: "setdbsticky",
+    words: "<dbname|dbid>",
+    text: "enable sticky records",
+    accepts: [1, 1],
+    load: async () => (await import("./dbmap.ts")).setdbsticky,
+  },
   {
     name: "pfetch",
     words: "<dbname|dbid> <key>",
     text: "fetch record from persistent database",
     accepts: [2, 2],
     local: true,
+    load: async () => (await import("./persistent.ts")).pfetch,
   },
   {
     name: "pstore",
@@ -455,6 +502,7 @@ export const commands: readonly Command[] = [
     text: "write record to persistent database",
     accepts: [3, 3],
     local: true,
+    load: async () => (await import("./persistent.ts")).pstore,
   },
   {
     name: "pdelete",
@@ -462,6 +510,7 @@ export const commands: readonly Command[] = [
     text: "delete record from persistent database",
     accepts: [2, 2],
     local: true,
+    load: async () => (await import("./persistent.ts")).pdelete,
   },
   {
     name: "ptrans",
@@ -469,13 +518,21 @@ export const commands: readonly Command[] = [
     text: "update a persistent database (from file or stdin)",
     accepts: [1, 2],
     local: true,
+    load: async () => (await import("./persistent.ts")).ptrans,
   },
-  { name: "tfetch", words: "<tdb-file> <key> [<file>]", text: "fetch a record", accepts: [2, 3] },
+  {
+    name: "tfetch",
+    words: "<tdb-file> <key> [<file>]",
+    text: "fetch a record",
+    accepts: [2, 3],
+    load: async () => (await import("./records.ts")).tfetch,
+  },
   {
     name: "tstore",
     words: "<tdb-file> <key> <data> [<rsn> <dmaster> <flags>]",
     text: "store a record",
     accepts: [3, 5],
+    load: async () => (await import("./records.ts")).tstore,
   },
   {
     name: "readkey",
@@ -483,6 +540,7 @@ export const commands: readonly Command[] = [
     text: "read value of a database key",
     accepts: [2, 3],
     local: true,
+    load: async () => (await import("./records.ts")).readkey,
   },
   {
     name: "writekey",
@@ -490,8 +548,16 @@ export const commands: readonly Command[] = [
     text: "write value for a database key",
     accepts: [3, 3],
     local: true,
+    load: async () => (await import("./records.ts")).writekey,
   },
-  { name: "deletekey", words: "<dbname|dbid> <key>", text: "delete a database key", accepts: [2, 2], local: true },
+  {
+    name: "deletekey",
+    words: "<dbname|dbid> <key>",
+    text: "delete a database key",
+    accepts: [2, 2],
+    local: true,
+    load: async () => (await import("./records.ts")).deletekey,
+  },
   {
     name: "checktcpport",
     words: "<port>",
@@ -501,7 +567,14 @@ export const commands: readonly Command[] = [
     misnamed: true,
     load: async () => (await import("./offline.ts")).checktcpport,
   },
-  { name: "getdbseqnum", words: "<dbname|dbid>", text: "get database sequence number", accepts: [1, 1], local: true },
+  {
+    name: "getdbseqnum",
+    words: "<dbname|dbid>",
+    text: "get database sequence number",
+    accepts: [1, 1],
+    local: true,
+    load: async () => (await import("./dbmap.ts")).getdbseqnum,
+  },
   {
     name: "nodestatus",
     words: "[all|<pnn-list>]",
@@ -509,7 +582,13 @@ export const commands: readonly Command[] = [
     accepts: [0, 1],
     load: async () => (await import("./status.ts")).nodestatus,
   },
-  { name: "dbstatistics", words: "<dbname|dbid>", text: "show database statistics", accepts: [1, 1] },
+  {
+    name: "dbstatistics",
+    words: "<dbname|dbid>",
+    text: "show database statistics",
+    accepts: [1, 1],
+    load: async () => (await import("./dbmap.ts")).dbstatistics,
+  },
   {
     name: "reloadips",
     words: "[all|<pnn-list>]",
@@ -517,6 +596,24 @@ export const commands: readonly Command[] = [
     accepts: [0, 1],
     local: true,
     load: async () => (await import("./addresses.ts")).reloadips,
+  },
+  {
+    name: "pushrecord",
+    words: "<dbname|dbid> <key> <value>",
+    text: "push a record to all nodes",
+    accepts: [3, 3],
+    local: true,
+    ours: true,
+    load: async () => (await import("./records.ts")).pushrecord,
+  },
+  {
+    name: "glock",
+    words: "list",
+    text: "show holders and waiters of cluster-wide locks",
+    accepts: [1, 1],
+    local: true,
+    ours: true,
+    load: async () => (await import("./glock.ts")).glock,
   },
 ]
 
@@ -531,9 +628,10 @@ export const formerNames: Readonly<Record<string, string>> = {
   eventscript: "event",
 }
 
-/** The lines under `Commands:`. */
-export function commandHelp(list: readonly Command[]): string {
-  const lines = list.map(({ name, words, text }) => `  ${name.padEnd(15)} ${words.padEnd(27)}  ${text}\n`)
+/** The lines under `Commands:`. In the list of all, scripts get the stock tool's. */
+export function commandHelp(list: readonly Command[], terminal = false): string {
+  const shown = list === commands && !terminal ? list.filter((command) => command.ours !== true) : list
+  const lines = shown.map(({ name, words, text }) => `  ${name.padEnd(15)} ${words.padEnd(27)}  ${text}\n`)
   return `\nCommands:\n${lines.join("")}`
 }
 

@@ -45,7 +45,7 @@ export async function run(argv: readonly string[]): Promise<number> {
   }
   const name = words[0]
   if (name === undefined) {
-    plain.print(optionHelp(terminal) + commandHelp(commands))
+    plain.print(optionHelp(terminal) + commandHelp(commands, terminal))
     return finish(1)
   }
   const command = commands.find((candidate) => candidate.name === name)

@@ -29,6 +29,12 @@ export class Output {
     if (this.#pending.length > 65_536) this.flush()
   }
 
+  /** Bytes for standard output that need not be text. */
+  printBytes(bytes: Uint8Array): void {
+    this.flush()
+    writeAll(1, bytes)
+  }
+
   /** One line for standard error. */
   warn(line: string): void {
     this.flush()
@@ -70,8 +76,8 @@ export class Output {
 const encoder = new TextEncoder()
 
 /** Writes everything. A closed pipe ends the process as SIGPIPE would; a full non-blocking one is waited for. */
-function writeAll(descriptor: number, text: string): void {
-  const bytes = encoder.encode(text)
+function writeAll(descriptor: number, content: string | Uint8Array): void {
+  const bytes = typeof content === "string" ? encoder.encode(content) : content
   let written = 0
   while (written < bytes.length) {
     try {

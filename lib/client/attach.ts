@@ -38,6 +38,8 @@ export class AttachError extends Error {
     /** ControlError, SysError or TdbError; none for an unhealthy database, whose `reason` is the daemon's. */
     override readonly cause: unknown,
     readonly reason: string,
+    /** The database's id, once known. */
+    readonly id?: number,
   ) {
     super(`attach ${database}: ${step}: ${reason}`)
   }
@@ -112,7 +114,7 @@ async function attachAnew(client: Client, name: string, options: AttachOptions):
     for (const which of ["SET_DB_READONLY", "SET_DB_STICKY"] as const) {
       if (which === "SET_DB_READONLY" ? options.readonly !== true : options.sticky !== true) continue
       for (const result of (await client.controlAll(which, connected, id, waiting)).values()) {
-        if (!result.ok) throw new AttachError(name, which, result.error, result.error.message)
+        if (!result.ok) throw new AttachError(name, which, result.error, result.error.message, id)
       }
     }
   }
