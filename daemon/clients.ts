@@ -74,6 +74,8 @@ export class Client implements LocalClient {
 export class Clients {
   private readonly all = new Set<Client>()
   private turnedAway = 0
+  /** Rooms that keep something for a client, called when it has gone. */
+  readonly onGone: ((client: LocalClient) => void)[] = []
 
   constructor(
     private readonly state: NodeState,
@@ -183,6 +185,7 @@ export class Clients {
     }
     this.ids.remove(client.id)
     this.router.clientGone(client)
+    for (const gone of this.onGone) gone(client)
     this.router.srvids.removeOwner(client)
     this.router.tunnels.removeOwner(client)
     if (client.persistentUpdates > 0) {

@@ -128,6 +128,7 @@ const handlers: Handlers = {
     return "later"
   },
   END_RECOVERY: ({ node, answer }) => {
+    node.persistent.recoveryEnded()
     node.recovery.end(answer)
     return "later"
   },
@@ -271,6 +272,14 @@ const handlers: Handlers = {
   DB_PUSH_START: ({ node, request }) => (node.databases.pushStart(request) ? 0 : -1),
   DB_PUSH_CONFIRM: ({ node, request: id, answer }) => {
     node.databases.pushConfirm(id, answer)
+    return "later"
+  },
+  UPDATE_RECORD: ({ node, control, answer }) => {
+    node.persistent.updateRecord(control.data, answer)
+    return "later"
+  },
+  TRANS3_COMMIT: ({ node, request, control, client, answer }) => {
+    node.persistent.commit(request, control.data, client, answer)
     return "later"
   },
 }

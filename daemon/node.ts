@@ -15,6 +15,7 @@ import { type AnnouncedVersion, Keepalive } from "./cluster/keepalive.ts"
 import { Links } from "./cluster/links.ts"
 import { execute } from "./controls.ts"
 import { NodeFreeze } from "./database/freeze.ts"
+import { Persistent } from "./database/persistent.ts"
 import { Databases } from "./database/registry.ts"
 import type { NodeEnvironment } from "./environment.ts"
 import { IdTable } from "./ids.ts"
@@ -58,6 +59,7 @@ export class Node {
   readonly router: Router
   readonly clients: Clients
   readonly databases: Databases
+  readonly persistent: Persistent
   readonly freeze: NodeFreeze
   readonly flags: Flags
   readonly recovery: RecoverySide
@@ -89,6 +91,11 @@ export class Node {
     })
     this.freeze = new NodeFreeze(() => this.databases.all())
     this.clients = new Clients(state, environment, ids, this.router, askForRecovery)
+    this.persistent = new Persistent(state, environment, this.router, this.databases, askForRecovery)
+    this.clients.onGone.push(
+      (client) => this.databases.clientGone(client),
+      (client) => this.persistent.clientGone(client),
+    )
     this.links = new Links(state, environment, {
       onPacket: (peer, packet) => this.router.receiveFromNode(peer, packet),
       onConnected: () => {},

@@ -9,7 +9,7 @@ import type { Tdb } from "../../lib/tdb/tdb.ts"
 import type { NodeEnvironment } from "../environment.ts"
 import type { NodeState } from "../state.ts"
 import { addLatency, type MutableLatency } from "../statistics.ts"
-import type { DatabaseKind, OpenedFile } from "./files.ts"
+import type { DatabaseKind, FileUpdates, OpenedFile } from "./files.ts"
 import type { Freezable } from "./freeze.ts"
 import { HotKeys } from "./hot-keys.ts"
 import { ChainLocks } from "./locks.ts"
@@ -51,6 +51,8 @@ export class Database implements Freezable, RecordStore {
   readonly path: string
   readonly tdb: Tdb
   readonly locks: ChainLocks
+  /** Transactions of clients; never those of a recovery. */
+  readonly updates: FileUpdates
   readonly volatile: boolean
   readonly pnn: number
   /** The TDB flags that clients are told to open the file with. */
@@ -86,6 +88,7 @@ export class Database implements Freezable, RecordStore {
   ) {
     this.path = file.path
     this.tdb = file.tdb
+    this.updates = file.updates
     this.volatile = kind === "volatile"
     this.pnn = state.pnn
     this.openFlags = file.tdb.flags
@@ -186,6 +189,7 @@ export class Database implements Freezable, RecordStore {
   startTransaction(tid: number): boolean {
     if (this.freezing !== "frozen") return false
     this.cancelTransaction()
+    this.updates.drop()
     // Every lock of the file is ours; taking smaller ones again could only wait for programs that stand still in between.
     this.tdb.markTransaction()
     this.setNoLock(true)
@@ -278,6 +282,7 @@ export class Database implements Freezable, RecordStore {
     this.cancelTransaction()
     this.tellFreezers(false)
     this.locks.close()
+    this.updates.close()
     this.tdb.close()
   }
 }

@@ -13,6 +13,7 @@ import {
   type Tdb,
   Walk,
 } from "../../lib/tdb/tdb.ts"
+import { CommitThreads } from "./commits.ts"
 import type { DatabaseFiles, DatabaseKind, FileLocks, OpenedFile, OpenParameters } from "./files.ts"
 
 export interface DatabaseDirectories {
@@ -32,9 +33,10 @@ export function databaseFiles(directories: DatabaseDirectories, scheduler: Sched
     const { persistentDirectory, volatileDirectory } = directories
     return `${kind === "persistent" ? persistentDirectory : volatileDirectory}/${name}.${pnn}`
   }
+  const threads = new CommitThreads(scheduler)
   const healthPath = (pnn: number) => `${directories.stateDirectory}/${HEALTH}.${pnn}`
   return {
-    open: (parameters) => openDatabase(parameters, pathOf, directories.tdbMutexes, scheduler),
+    open: (parameters) => openDatabase(parameters, pathOf, directories.tdbMutexes, scheduler, threads),
     persistentNames: (pnn) => persistentNames(directories.persistentDirectory, pnn),
     setAside: (name, pnn) => setAside(pathOf("persistent", name, pnn)),
     openHealth: (pnn) => {
@@ -57,6 +59,7 @@ function openDatabase(
   pathOf: (kind: DatabaseKind, name: string, pnn: number) => string,
   mutexes: boolean,
   scheduler: Scheduler,
+  threads: CommitThreads,
 ): OpenedFile {
   const { kind, name, pnn, hashSize, maxDead } = parameters
   const path = pathOf(kind, name, pnn)
@@ -78,7 +81,9 @@ function openDatabase(
   }
   // What libtdb does after a commit that left the space in pieces takes as long as the database is large.
   tdb.autoRepack = false
-  return { path, tdb, locks: new TdbLocks(tdb, scheduler) }
+  // Whether the file is cleared was decided above.
+  const updates = threads.open(path, tdb.flags & ~CLEAR_IF_FIRST, maxDead)
+  return { path, tdb, locks: new TdbLocks(tdb, scheduler), updates }
 }
 
 /** Whether there is no record, and nobody holds a chain either. */

@@ -24,10 +24,30 @@ export interface FileLocks {
   unlockAll(): void
 }
 
+/** What became of a transaction: "refused" by the rules, "full" is the disk, "broken" the file; only "applied" changes anything. */
+export interface UpdateResult {
+  readonly outcome: "applied" | "refused" | "full" | "broken" | "dropped"
+  /** For the log and whoever asked; empty if applied. */
+  readonly reason: string
+}
+
+/** Transactions on one file that are written beside the loop. */
+export interface FileUpdates {
+  /**
+   * Takes a record buffer, which stays the file's, in one transaction, after those before it; when `done` is called, once and
+   * in a later turn, it is on the disk. The function returned gives it up if it has not begun; `done` is not called then.
+   */
+  apply(records: Uint8Array, done: (result: UpdateResult) => void): () => void
+  /** Other contents are about to come: what has not begun is dropped. */
+  drop(): void
+  close(): void
+}
+
 export interface OpenedFile {
   readonly path: string
   readonly tdb: Tdb
   readonly locks: FileLocks
+  readonly updates: FileUpdates
 }
 
 export interface OpenParameters {

@@ -287,6 +287,11 @@ export class Databases {
     return this.health?.reason(database.name) === undefined
   }
 
+  /** Its contents can't be trusted, or not be changed, from now on. */
+  setUnhealthy(database: Database, reason: string): void {
+    if (this.health?.reason(database.name) !== reason) this.health?.set(database.name, reason)
+  }
+
   /** undefined: no such database; else whether it was unhealthy. */
   setHealthy(id: number): boolean | undefined {
     const database = this.byId.get(id)

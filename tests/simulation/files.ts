@@ -1,7 +1,17 @@
 // Database files in the simulator's memory. Persistent ones and health marks survive the death of their daemon, volatile ones
 // don't; the locks of a file are shared by the daemon and the simulated clients of its host, each under its own name.
 
-import type { DatabaseFiles, FileLocks, OpenedFile, OpenParameters } from "../../daemon/database/files.ts"
+import type {
+  DatabaseFiles,
+  FileLocks,
+  FileUpdates,
+  OpenedFile,
+  OpenParameters,
+  UpdateResult,
+} from "../../daemon/database/files.ts"
+import { applyRecords } from "../../daemon/database/update.ts"
+import { decode } from "../../lib/protocol/codec.ts"
+import { recBuffer } from "../../lib/protocol/structs.ts"
 import { openMemory, type Tdb } from "../../lib/tdb/tdb.ts"
 
 /** Runs something of a lock's holder, later, as an event of its own; false from `alive` loses it. */
@@ -119,7 +129,8 @@ export class SimDisk implements DatabaseFiles {
     if (kind === "persistent") this.saved.set(name, new Uint8Array(0))
     const locks = new SimLocks()
     this.files.set(name, { tdb, locks })
-    return { path: `/sim/${name}.${pnn}`, tdb, locks: this.locksOf(tdb, locks) }
+    const updates = new SimUpdates(tdb, locks, this.later)
+    return { path: `/sim/${name}.${pnn}`, tdb, locks: this.locksOf(tdb, locks), updates }
   }
 
   private locksOf(tdb: Tdb, locks: SimLocks): FileLocks {
@@ -177,5 +188,55 @@ export class SimDisk implements DatabaseFiles {
 
   setHealthAside(): string {
     return "/sim/health.corrupted"
+  }
+}
+
+/** Transactions in one event each, when all chains are free. */
+class SimUpdates implements FileUpdates {
+  private epoch = 0
+  private closed = false
+
+  constructor(
+    private readonly tdb: Tdb,
+    private readonly locks: SimLocks,
+    private readonly later: (run: () => void) => void,
+  ) {}
+
+  apply(records: Uint8Array, done: (result: UpdateResult) => void): () => void {
+    const { epoch } = this
+    const owner = {}
+    let cancelled = false
+    const giveUp = this.locks.wait(owner, ALL, () =>
+      this.later(() => {
+        if (this.closed) return
+        const dropped: UpdateResult = { outcome: "dropped", reason: "recovery has begun" }
+        const result = cancelled || epoch !== this.epoch ? dropped : this.write(records)
+        this.locks.release(owner, ALL)
+        if (!cancelled) done(result)
+      }),
+    )
+    return () => {
+      cancelled = true
+      giveUp()
+    }
+  }
+
+  private write(records: Uint8Array): UpdateResult {
+    this.tdb.startTransaction()
+    const refused = applyRecords(this.tdb, decode(recBuffer, records))
+    if (refused !== undefined) {
+      this.tdb.cancel()
+      return { outcome: "refused", reason: refused }
+    }
+    this.tdb.commit()
+    return { outcome: "applied", reason: "" }
+  }
+
+  drop(): void {
+    this.epoch++
+  }
+
+  close(): void {
+    this.closed = true
   }
 }

@@ -1,0 +1,90 @@
+// The thread that writes transactions, so that the loop does not wait for the disk: entry point of a worker, one record buffer
+// at a time, driven by commits.ts. It opens the files anew: locks belong to an open file, so that its own and the loop's keep
+// each other out. It never waits for a lock.
+
+import { decode } from "../../lib/protocol/codec.ts"
+import { recBuffer } from "../../lib/protocol/structs.ts"
+import { SysError } from "../../lib/sys/errno.ts"
+import { openTdb, type Tdb, TdbError } from "../../lib/tdb/tdb.ts"
+import type { UpdateResult } from "./files.ts"
+import { applyRecords } from "./update.ts"
+
+/** To the thread: write this, or forget the file. */
+export type CommitOrder =
+  | {
+      readonly file: number
+      readonly path: string
+      readonly flags: number
+      readonly maxDead: number
+      /** Word 0 says which recovery the file's contents are of; an update of before it is void. */
+      readonly epochs: Int32Array
+      readonly epoch: number
+      readonly records: Uint8Array
+    }
+  | { readonly file: number; readonly close: true }
+
+/** From the thread. "busy": somebody has the file locked; nothing was done. */
+export type CommitReport = UpdateResult | { readonly outcome: "busy"; readonly reason: string }
+
+declare const self: {
+  onmessage: ((event: { data: CommitOrder }) => void) | null
+  postMessage(message: CommitReport): void
+}
+
+const BUSY: CommitReport = { outcome: "busy", reason: "" }
+const files = new Map<number, Tdb>()
+
+function write(order: Extract<CommitOrder, { readonly records: Uint8Array }>): CommitReport {
+  let tdb = files.get(order.file)
+  if (tdb === undefined) {
+    tdb = openTdb(order.path, { flags: order.flags, maxDead: order.maxDead })
+    tdb.autoRepack = false
+    files.set(order.file, tdb)
+  }
+  const { locks } = tdb
+  if (!locks.lockTransaction(false)) return BUSY
+  try {
+    // The write lock from the beginning: waiting for readers at the commit could take any time.
+    if (!tdb.tryLockAllrecord()) return BUSY
+    try {
+      if (Atomics.load(order.epochs, 0) !== order.epoch) return { outcome: "dropped", reason: "recovery has begun" }
+      tdb.startTransaction()
+      return finish(tdb, order.records)
+    } finally {
+      tdb.unlockAllrecord()
+    }
+  } finally {
+    locks.unlockTransaction()
+  }
+}
+
+function finish(tdb: Tdb, bytes: Uint8Array): CommitReport {
+  let refused: string | undefined
+  try {
+    refused = applyRecords(tdb, decode(recBuffer, bytes))
+  } catch (error) {
+    tdb.cancel()
+    throw error
+  }
+  if (refused !== undefined) {
+    tdb.cancel()
+    return { outcome: "refused", reason: refused }
+  }
+  tdb.commit()
+  return { outcome: "applied", reason: "" }
+}
+
+self.onmessage = ({ data: order }) => {
+  if ("close" in order) {
+    files.get(order.file)?.close()
+    files.delete(order.file)
+    return
+  }
+  try {
+    self.postMessage(write(order))
+  } catch (error) {
+    if (!(error instanceof TdbError || error instanceof SysError)) throw error
+    const full = error instanceof TdbError && error.code === "NOSPACE"
+    self.postMessage({ outcome: full ? "full" : "broken", reason: error.message })
+  }
+}
