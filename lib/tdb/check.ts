@@ -300,11 +300,12 @@ export interface Summary {
   readonly keys: Tally
   readonly data: Tally
   readonly padding: Tally
+  /** Dead records, and the recovery area. */
   readonly dead: Tally
   readonly free: Tally
   /** Records (dead ones too) per chain. */
   readonly chains: Tally
-  /** Lengths of runs of adjacent free records. */
+  /** Runs of adjacent free records: how many could be merged away. */
   readonly uncoalesced: Tally
   readonly recoveryArea: number
   readonly deadSpace: number
@@ -350,8 +351,8 @@ function summarize(db: Tdb): Summary {
     const magic = db.get(offset + AT_MAGIC)
     const recLen = db.getUnsigned(offset + AT_REC_LEN)
     let length = RECORD_HEADER + recLen
-    if (magic !== FREE && run > 0) {
-      uncoalesced.add(run)
+    if (magic !== FREE) {
+      if (run > 1) uncoalesced.add(run - 1)
       run = 0
     }
     if (magic === LIVE || magic === DEAD) {
@@ -367,8 +368,11 @@ function summarize(db: Tdb): Summary {
     } else if (magic === FREE) {
       free.add(recLen)
       run++
-    } else if (offset === recovery) recoveryArea = length
-    else if (magic === 0 || magic === PAD || magic === RECOVERY_ACTIVE) {
+    } else if (offset === recovery) {
+      // libtdb's summary counts it among the dead
+      recoveryArea = length
+      dead.add(recLen)
+    } else if (magic === 0 || magic === PAD || magic === RECOVERY_ACTIVE) {
       let end = offset + 4
       while (end < db.size && end !== recovery && !linked.has(end)) end += 4
       length = end - offset
@@ -379,7 +383,7 @@ function summarize(db: Tdb): Summary {
     }
     offset += length
   }
-  if (run > 0) uncoalesced.add(run)
+  if (run > 1) uncoalesced.add(run - 1)
   const mapOffset = db.mapOffset
   return {
     fileSize: mapOffset + db.size,

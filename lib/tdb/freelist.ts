@@ -180,10 +180,15 @@ function checkFree(db: Tdb, offset: number): void {
 function takeFree(db: Tdb, length: number): number {
   const want = align4(Math.floor(length * 1.25) + 4)
   if (want + RECORD_HEADER > MAP_SIZE_MAX) throw db.fail("NOSPACE", `record of ${length} bytes`)
+  let grown = false
   for (;;) {
     const offset = scanFree(db, want)
     if (offset > 0) return offset
-    if (offset === 0) expand(db, want + RECORD_HEADER)
+    if (offset < 0) continue
+    // What was just added went into a free record that is in no list: more would go the same way.
+    if (grown) throw db.fail("CORRUPT", "free list does not hold the space just added", AT_FREELIST)
+    expand(db, want + RECORD_HEADER)
+    grown = true
   }
 }
 

@@ -60,11 +60,12 @@ class ChainMemory {
   resume(db: Tdb, chain: number, offset: number): number {
     db.checkRecord(offset)
     const head = AT_CHAINS + 4 * chain
-    // Dead records are reused whatever stands on them, even by another chain: then begin this chain again.
-    const moved = db.chainOf(db.getUnsigned(offset + AT_FULL_HASH)) !== chain
     const same =
       db.get(head) === this.head && db.get(offset + AT_NEXT) === this.next && db.get(offset + AT_MAGIC) === this.magic
-    if (moved || !same) this.begin()
+    if (same) return db.getUnsigned(offset + AT_NEXT)
+    this.begin()
+    // Dead records are reused whatever stands on them, even by another chain: then begin this chain again.
+    const moved = db.chainOf(db.getUnsigned(offset + AT_FULL_HASH)) !== chain
     return db.getUnsigned(moved ? head : offset + AT_NEXT)
   }
 }
