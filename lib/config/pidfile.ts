@@ -1,8 +1,7 @@
 // The pid file of a daemon: `PID\n`, mode 0644, write-locked (POSIX, whole file) for the life of the process, so that a second
 // daemon on the same base refuses to start, a stock one included. Source: reference page "Configuration", section 19.
 
-import { closeSync, constants, fstatSync, ftruncateSync, openSync, statSync, unlinkSync, writeSync } from "node:fs"
-import { lockHolder, tryLockWholeFile } from "../sys/pidlock.ts"
+import { FileLock, lockHolder, WHOLE_FILE } from "../sys/filelock.ts"
 import { strerrorOf } from "../sys/strerror.ts"
 
 /** Exit status of a daemon whose pid file is held by another or can't be made. */
@@ -37,48 +36,22 @@ export function createPidFile(path: string, pid: number = process.pid): PidFileR
     message: `Failed to create PID file ${path}`,
     reason,
   })
-  for (let attempt = 0; attempt < ATTEMPTS_MAX; attempt++) {
-    let fd: number
-    try {
-      fd = openSync(path, constants.O_RDWR | constants.O_CREAT, 0o644)
-    } catch (error) {
-      return refused(false, `${path}: ${strerrorOf(error)}`)
-    }
-    try {
-      if (!tryLockWholeFile(fd)) {
-        const holder = lockHolder(fd)
-        closeSync(fd)
+  try {
+    for (let attempt = 0; attempt < ATTEMPTS_MAX; attempt++) {
+      const lock = FileLock.tryLock(path, 0o644, WHOLE_FILE)
+      if (lock === undefined) {
+        const holder = lockHolder(path, WHOLE_FILE)
         if (holder === undefined) continue
         return refused(true, `process ${holder} holds it: another daemon runs on this base, stop it first`)
       }
-      if (statSync(path, { throwIfNoEntry: false })?.ino !== fstatSync(fd).ino) {
-        closeSync(fd)
-        continue
+      if (lock.isInPlace()) {
+        lock.write(`${pid}\n`)
+        return { ok: true, pidFile: { path, release: () => lock.remove() } }
       }
-      ftruncateSync(fd, 0)
-      writeSync(fd, `${pid}\n`, 0)
-      return { ok: true, pidFile: heldFile(path, fd) }
-    } catch (error) {
-      closeSync(fd)
-      return refused(false, `${path}: ${strerrorOf(error)}`)
+      lock.release()
     }
+  } catch (error) {
+    return refused(false, `${path}: ${strerrorOf(error)}`)
   }
   return refused(false, `${path} keeps changing hands`)
-}
-
-function heldFile(path: string, fd: number): PidFile {
-  let held = true
-  return {
-    path,
-    release() {
-      if (!held) return
-      held = false
-      try {
-        unlinkSync(path)
-      } catch {
-        // Somebody removed it already: nothing is left to do but to let the lock go.
-      }
-      closeSync(fd)
-    },
-  }
 }

@@ -127,10 +127,3 @@ export function lockHolder(path: string, range: ByteRange): number | undefined {
     closeSync(fd)
   }
 }
-
-/** A pid file, locked for life: decimal pid and newline, 0644 (configuration 19). Undefined: a live process has it. */
-export function lockPidFile(path: string, pid: number = process.pid): FileLock | undefined {
-  const lock = FileLock.tryLock(path, 0o644, WHOLE_FILE)
-  lock?.write(`${pid}\n`)
-  return lock
-}

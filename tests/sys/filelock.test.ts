@@ -1,9 +1,9 @@
 // Locked files against a real lock in another process, and against the stock fcntl helper in both directions.
 
 import { afterAll, describe, expect, test } from "bun:test"
-import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, unlinkSync, writeFileSync } from "node:fs"
+import { existsSync, mkdtempSync, readFileSync, rmSync, unlinkSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
-import { FIRST_BYTE, FileLock, lockHolder, lockPidFile, WHOLE_FILE } from "../../lib/sys/filelock.ts"
+import { FIRST_BYTE, FileLock, lockHolder, WHOLE_FILE } from "../../lib/sys/filelock.ts"
 
 const HELPER = "/usr/libexec/ctdb/ctdb_mutex_fcntl_helper"
 const base = mkdtempSync("/tmp/filelock-")
@@ -43,31 +43,6 @@ describe.skipIf(!existsSync(HELPER))("the stock fcntl helper", () => {
     expect(lock).toBeDefined()
     lock!.release()
   })
-})
-
-test("a pid file holds pid and newline, is 0644 minus umask, and refuses a second process", async () => {
-  const path = join(base, "ctdbd.pid")
-  const umask = process.umask(0o022)
-  const lock = lockPidFile(path)!
-  process.umask(umask)
-  const script = `
-    import { lockHolder, lockPidFile, WHOLE_FILE } from ${JSON.stringify(join(import.meta.dir, "../../lib/sys/filelock.ts"))}
-    console.log(lockHolder(${JSON.stringify(path)}, WHOLE_FILE), lockPidFile(${JSON.stringify(path)}) === undefined)`
-  const other = Bun.spawnSync(["bun", "-e", script])
-  expect(other.stdout.toString()).toBe(`${process.pid} true\n`)
-  expect(statSync(path).mode & 0o777).toBe(0o644)
-  // Read by another process: closing a descriptor of it here would lose the lock.
-  expect(Bun.spawnSync(["cat", path]).stdout.toString()).toBe(`${process.pid}\n`)
-  lock.remove()
-  expect(existsSync(path)).toBe(false)
-})
-
-test("a left-over pid file is taken over and overwritten whole", () => {
-  const path = join(base, "stale.pid")
-  writeFileSync(path, "123456789\nand more")
-  const lock = lockPidFile(path, 42)!
-  lock.release()
-  expect(readFileSync(path, "utf8")).toBe("42\n")
 })
 
 test("a removed or replaced file is noticed, and not removed again", () => {
