@@ -351,7 +351,7 @@ function summarize(db: Tdb): Summary {
     const magic = db.get(offset + AT_MAGIC)
     const recLen = db.getUnsigned(offset + AT_REC_LEN)
     let length = RECORD_HEADER + recLen
-    if (magic !== FREE) {
+    if (magic !== FREE && offset !== recovery) {
       if (run > 1) uncoalesced.add(run - 1)
       run = 0
     }
@@ -369,9 +369,10 @@ function summarize(db: Tdb): Summary {
       free.add(recLen)
       run++
     } else if (offset === recovery) {
-      // libtdb's summary counts it among the dead
+      // libtdb's summary counts it among the dead, and as a free neighbour.
       recoveryArea = length
       dead.add(recLen)
+      run++
     } else if (magic === 0 || magic === PAD || magic === RECOVERY_ACTIVE) {
       let end = offset + 4
       while (end < db.size && end !== recovery && !linked.has(end)) end += 4
