@@ -31,8 +31,6 @@ export class Client implements LocalClient {
   /** START_PERSISTENT_UPDATE controls without their end. */
   persistentUpdates = 0
   private paused = false
-  /** Bad packets since the connection was made: the first gets a log line. */
-  badPackets = 0
 
   constructor(
     readonly id: number,
@@ -173,16 +171,14 @@ export class Clients {
   }
 
   private complain(client: Client, reason: string): void {
-    if (client.badPackets++ === 0) {
-      this.environment.log.error(`Bad packet from client with pid ${client.pid}, dropped: ${reason}`)
-    }
+    this.router.complaints.add(
+      `client ${client.pid}`,
+      `Bad packet from client with pid ${client.pid}, dropped: ${reason}`,
+    )
   }
 
   private gone(client: Client): void {
     if (!this.all.delete(client)) return
-    if (client.badPackets > 1) {
-      this.environment.log.notice(`${client.badPackets} bad packets came from client with pid ${client.pid}`)
-    }
     this.ids.remove(client.id)
     this.router.clientGone(client)
     for (const gone of this.onGone) gone(client)

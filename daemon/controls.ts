@@ -320,7 +320,7 @@ export function execute(node: Node, control: ReqControl, client: LocalClient | u
     request = row.exact ? decodeExact(row.request, control.data) : decode(row.request, control.data)
   } catch (error) {
     if (!(error instanceof ProtocolError)) throw error
-    node.environment.log.error(`Invalid data in control ${row.name}: ${error.message}`)
+    node.router.complaints.add(`control ${row.name}`, `Invalid data in control ${row.name}: ${error.message}`)
     answer({ status: -1 })
     return
   }

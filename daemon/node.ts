@@ -13,6 +13,7 @@ import { type Client, Clients } from "./clients.ts"
 import { Flags } from "./cluster/flags.ts"
 import { type AnnouncedVersion, Keepalive } from "./cluster/keepalive.ts"
 import { Links } from "./cluster/links.ts"
+import { Complaints } from "./complaints.ts"
 import { execute } from "./controls.ts"
 import { NodeFreeze } from "./database/freeze.ts"
 import { Persistent } from "./database/persistent.ts"
@@ -83,7 +84,8 @@ export class Node {
     })
     const { state } = this
     const ids = new IdTable<IdEntry>()
-    this.router = new Router(state, environment, ids, () => this.links)
+    const complaints = new Complaints(environment)
+    this.router = new Router(state, environment, ids, complaints, () => this.links)
     const askForRecovery = (reason: string) => this.recovery.ask(reason)
     this.databases = new Databases(state, environment, this.router, () => this.freeze, {
       attached: () => {},
@@ -96,7 +98,7 @@ export class Node {
       (client) => this.databases.clientGone(client),
       (client) => this.persistent.clientGone(client),
     )
-    this.links = new Links(state, environment, {
+    this.links = new Links(state, environment, complaints, {
       onPacket: (peer, packet) => this.router.receiveFromNode(peer, packet),
       onConnected: () => {},
       onDisconnected: (node) => this.router.nodeDisconnected(node.pnn),

@@ -29,6 +29,7 @@ import type { Word64 } from "../lib/protocol/word64.ts"
 import { ZERO64 } from "../lib/protocol/word64.ts"
 import type { Keepalive } from "./cluster/keepalive.ts"
 import type { Links } from "./cluster/links.ts"
+import type { Complaints } from "./complaints.ts"
 import type { NodeEnvironment } from "./environment.ts"
 import type { IdTable } from "./ids.ts"
 import { SrvidTable } from "./messaging/srvids.ts"
@@ -89,12 +90,12 @@ export class Router {
   execute: (control: ReqControl, client: LocalClient | undefined, answer: Answer) => void = () => {}
   private sweepTimer: Timer | undefined
   private pendingControls = 0
-  private readonly unknownOperations = new Set<number>()
 
   constructor(
     private readonly state: NodeState,
     private readonly environment: NodeEnvironment,
     private readonly ids: IdTable<IdEntry>,
+    readonly complaints: Complaints,
     private readonly links: () => Links,
   ) {}
 
@@ -278,10 +279,10 @@ export class Router {
       case Operation.REQ_TUNNEL:
         break
       default:
-        if (!this.unknownOperations.has(operation) && this.unknownOperations.size < 64) {
-          this.unknownOperations.add(operation)
-          this.environment.log.error(`Packet with unknown operation ${operation}`)
-        }
+        this.complaints.add(
+          `operation of ${peer?.pnn}`,
+          `Packet with unknown operation ${operation} from node ${peer?.pnn ?? this.state.pnn}, dropped`,
+        )
         return
     }
     const packet = this.decode(bytes, peer)
@@ -316,7 +317,8 @@ export class Router {
       return decodePacket(bytes)
     } catch (error) {
       if (!(error instanceof ProtocolError)) throw error
-      this.environment.log.error(`Invalid packet from node ${peer?.pnn ?? this.state.pnn}: ${error.message}`)
+      const from = peer?.pnn ?? this.state.pnn
+      this.complaints.add(`packet of ${from}`, `Invalid packet from node ${from}, dropped: ${error.message}`)
       return undefined
     }
   }

@@ -5,6 +5,7 @@
 import type { PacketConnection, PacketHandler, Priority, Timer } from "../../lib/net/ports.ts"
 import { NodeFlag, Operation } from "../../lib/protocol/constants.ts"
 import { hopcountOf, operationOf, srcnodeOf } from "../../lib/protocol/header.ts"
+import type { Complaints } from "../complaints.ts"
 import type { Listener, NodeEnvironment } from "../environment.ts"
 import { isConnected, type NodeEntry, type NodeState } from "../state.ts"
 
@@ -30,8 +31,6 @@ class Link {
   received = 0
   /** Keepalive ticks in a row without a counted packet. */
   deadCount = 0
-  /** Refused second connections since the last log line about them. */
-  refused = 0
   constructor(readonly node: NodeEntry) {}
 }
 
@@ -47,12 +46,12 @@ export interface LinkEvents {
 export class Links {
   private links: (Link | undefined)[] = []
   private listener: Listener | undefined
-  private readonly refusedUnknown = new Map<string, number>()
   private stopped = false
 
   constructor(
     private readonly state: NodeState,
     private readonly environment: NodeEnvironment,
+    private readonly complaints: Complaints,
     private readonly events: LinkEvents,
   ) {}
 
@@ -182,14 +181,14 @@ export class Links {
     const node = this.state.nodes.find((entry) => (entry.flags & NodeFlag.DELETED) === 0 && entry.address === remote)
     const link = node === undefined ? undefined : this.links[node.pnn]
     if (node === undefined || link === undefined) {
-      this.refuse(remote)
+      this.complaints.add(`unknown node ${remote}`, `Refused connection from unknown node ${remote}`)
       return undefined
     }
     if (link.incoming !== undefined) {
-      // One line for a flood: the next one comes when the first connection has ended.
-      if (link.refused++ === 0) {
-        this.environment.log.notice(`Incoming queue active, rejecting connection from ${remote}`)
-      }
+      this.complaints.add(
+        `second connection of ${node.pnn}`,
+        `Incoming queue active, rejecting connection from ${remote}`,
+      )
       return undefined
     }
     link.incoming = connection
@@ -206,22 +205,13 @@ export class Links {
     }
   }
 
-  private refuse(remote: string): void {
-    const nowMs = this.environment.monotonicMs()
-    const last = this.refusedUnknown.get(remote)
-    if (last !== undefined && nowMs - last < 10_000) return
-    // The map holds one entry for each stranger; a scan of addresses must not fill memory.
-    if (this.refusedUnknown.size >= 1024) this.refusedUnknown.clear()
-    this.refusedUnknown.set(remote, nowMs)
-    this.environment.log.error(`Refused connection from unknown node ${remote}`)
-  }
-
   private receive(link: Link, packet: Uint8Array): void {
     const redirected = operationOf(packet) === Operation.REQ_CALL && hopcountOf(packet) !== 0
     if (!redirected) {
       // Only a redirected call carries another node's number (wire-protocol page 2.5); anything else is forged or lost.
       if (srcnodeOf(packet) !== link.node.pnn) {
-        this.environment.log.warning(
+        this.complaints.add(
+          `source of ${link.node.pnn}`,
           `Dropped a packet from node ${link.node.pnn} that claims to come from node ${srcnodeOf(packet)}`,
         )
         return
@@ -238,7 +228,6 @@ export class Links {
     node.flags &= ~NodeFlag.DISCONNECTED
     link.deadCount = 0
     link.received = 0
-    link.refused = 0
     const own = this.state.self
     this.environment.log.notice(
       `${own.address}:${own.port}: connected to ${node.address}:${node.port} - ${this.countConnected()} connected`,
@@ -256,7 +245,9 @@ export class Links {
     const outgoing = link.outgoing
     const stable =
       outgoing?.state === "up" ? this.environment.monotonicMs() - outgoing.sinceMs >= STABLE_MS : isConnected(node)
-    this.environment.log.notice(`Tearing down connection to dead node :${node.pnn} (${reason})`)
+    const line = `Tearing down connection to dead node :${node.pnn} (${reason})`
+    if (isConnected(node)) this.environment.log.notice(line)
+    else this.complaints.add(`half a link of ${node.pnn}`, line)
     this.drop(link)
     if (isConnected(node)) {
       node.flags |= NodeFlag.DISCONNECTED | NodeFlag.UNHEALTHY
