@@ -10,6 +10,8 @@ import type { HeldLock, ProcessEnvironment } from "../environment.ts"
 
 /** A leader says so this often, whatever else it does. */
 const BROADCAST_MS = 1000
+/** Another leader is contradicted at most this often. */
+const SAY_AGAIN_MS = 100
 /** The answer to an election message that this node wins goes out after this time (cluster page 5.4). */
 const ANSWER_MS = 500
 /** The first election in test mode. */
@@ -73,6 +75,8 @@ export class Leadership {
   private priorityTime: Timeval
   private firstElection = true
   private stopped = false
+  /** When the last broadcast went out. */
+  private saidMs = Number.NEGATIVE_INFINITY
   private complete: { readonly count: number; readonly sinceMs: number } | undefined
 
   constructor(
@@ -171,6 +175,7 @@ export class Leadership {
   }
 
   private broadcast(leader: number): void {
+    this.saidMs = this.environment.monotonicMs()
     this.port.sendMessage(BROADCAST_CONNECTED, Srvid.LEADER, encode(u32, leader))
   }
 
@@ -187,8 +192,9 @@ export class Leadership {
       return
     }
     if (this.isLeader && !this.electionInProgress && this.prevailsOver(leader)) {
-      // Two leaders meet after a partition. One stays, and says so at once.
-      this.broadcast(this.port.pnn())
+      // Two leaders meet after a partition. One stays, and says so soon; not at once each time, as two that both believe
+      // to hold a lock that does not exclude would answer each other without end.
+      if (this.environment.monotonicMs() - this.saidMs >= SAY_AGAIN_MS) this.broadcast(this.port.pnn())
       return
     }
     if (this.phase.name !== "locking") this.leavePhase()
