@@ -18,6 +18,8 @@ export class Violation extends Error {
 const INACTIVE_LEADER_MS = 4000
 /** Bound of what may wait in one recovery daemon: a pass asks at most a dozen questions a node. */
 const PENDING_REQUESTS_MAX = 200
+/** Events of a node and virtual second, on average since the start: an idle cluster of 7 has 50, a stormy history 100. */
+const EVENTS_MAX = 400
 /** Recovery daemon, a client of the test or two, and those that are just leaving. */
 const CLIENTS_MAX = 12
 
@@ -47,6 +49,10 @@ export class Invariants {
 
   /** Looks at what the event can have changed: its process's host; undefined: all. */
   check(process: SimProcess | undefined): void {
+    const { events, nowMs, hosts } = this.world
+    if (events > (nowMs / 1000 + 60) * hosts.length * EVENTS_MAX) {
+      throw new Violation(`a storm: ${events} events in ${(nowMs / 1000).toFixed(1)} s`)
+    }
     if (process === undefined) {
       for (const host of this.world.hosts) this.checkNode(host)
       this.checkLeaders()
