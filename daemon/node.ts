@@ -15,6 +15,7 @@ import { type AnnouncedVersion, Keepalive } from "./cluster/keepalive.ts"
 import { Links } from "./cluster/links.ts"
 import { Complaints } from "./complaints.ts"
 import { execute } from "./controls.ts"
+import { Calls } from "./database/calls.ts"
 import { NodeFreeze } from "./database/freeze.ts"
 import { Persistent } from "./database/persistent.ts"
 import { Databases } from "./database/registry.ts"
@@ -62,6 +63,7 @@ export class Node {
   readonly databases: Databases
   readonly persistent: Persistent
   readonly freeze: NodeFreeze
+  readonly calls: Calls
   readonly flags: Flags
   readonly recovery: RecoverySide
   readonly recoveryDaemon: RecoveryDaemonWatch
@@ -88,10 +90,12 @@ export class Node {
     this.router = new Router(state, environment, ids, complaints, () => this.links)
     const askForRecovery = (reason: string) => this.recovery.ask(reason)
     this.databases = new Databases(state, environment, this.router, () => this.freeze, {
-      attached: () => {},
-      detached: () => {},
+      attached: (database) => this.calls.attached(database),
+      detached: (database) => this.calls.detached(database),
     })
     this.freeze = new NodeFreeze(() => this.databases.all())
+    this.calls = new Calls(state, environment, this.router, ids, (id) => this.databases.get(id), askForRecovery)
+    this.router.records = this.calls
     this.clients = new Clients(state, environment, ids, this.router, askForRecovery)
     this.persistent = new Persistent(state, environment, this.router, this.databases, askForRecovery)
     this.clients.onGone.push(
@@ -101,7 +105,10 @@ export class Node {
     this.links = new Links(state, environment, complaints, {
       onPacket: (peer, packet) => this.router.receiveFromNode(peer, packet),
       onConnected: () => {},
-      onDisconnected: (node) => this.router.nodeDisconnected(node.pnn),
+      onDisconnected: (node) => {
+        this.router.nodeDisconnected(node.pnn)
+        if ((node.flags & (NodeFlag.BANNED | NodeFlag.STOPPED)) === 0) this.calls.nodeLost(node.pnn)
+      },
       onDrain: () => {},
     })
     const leave = (reason: string) => this.shutdown(0, reason)

@@ -65,7 +65,12 @@ export interface PendingControl {
   readonly answer: Answer
 }
 
-export type IdEntry = PendingControl | { readonly kind: "client"; readonly client: LocalClient }
+/** A call on a record that waits for the record to come; the database room knows the rest. */
+export interface PendingRecordCall {
+  readonly kind: "call"
+}
+
+export type IdEntry = PendingControl | PendingRecordCall | { readonly kind: "client"; readonly client: LocalClient }
 
 /** Packets that record traffic consists of: the database room takes them. */
 export interface RecordTraffic {

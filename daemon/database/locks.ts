@@ -10,7 +10,7 @@ const SERVED_PER_HOLD = 64
 /** A wait is reported after so long, and again after as much (data path page 8.4). */
 const SLOW_MS = 10_000
 
-/** Runs with the chain locked, and must not keep it. */
+/** Runs with the chain locked, and must not keep it; or when the database has been closed. */
 export type Turn = () => void
 
 interface Queue {
@@ -156,14 +156,16 @@ export class ChainLocks {
     for (const [chain, queue] of this.queues) this.ask(chain, queue)
   }
 
-  /** Forgets everybody who waits: the database is closed. */
+  /** The database is closed: whoever waits has its turn now, without a lock, and finds that out. */
   close(): void {
     this.thaw()
-    for (const queue of this.queues.values()) {
-      queue.cancelWait?.()
-      queue.slow?.cancel()
-    }
+    const queues = [...this.queues.values()]
     this.queues.clear()
     this.waiting = 0
+    for (const queue of queues) {
+      queue.cancelWait?.()
+      queue.slow?.cancel()
+      for (const turn of queue.turns) turn()
+    }
   }
 }

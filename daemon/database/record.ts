@@ -6,7 +6,7 @@ import { RecordFlag } from "../../lib/protocol/constants.ts"
 import { jenkinsHash } from "../../lib/protocol/hash.ts"
 import { readU32, writeU32 } from "../../lib/protocol/header.ts"
 import { LTDB_HEADER_SIZE } from "../../lib/protocol/structs.ts"
-import { REPLACE, type Tdb } from "../../lib/tdb/tdb.ts"
+import { type Parser, REPLACE, type Tdb } from "../../lib/tdb/tdb.ts"
 
 /** A record's header (4.1), as a value that the rules change before it is written. */
 export class RecordHeader {
@@ -100,9 +100,12 @@ export function fetchRecord(store: RecordStore, key: Uint8Array, jenkins: number
   return { header, data: NO_DATA, stored: false }
 }
 
+/** What the store rules say of a record: it stays or goes, and whether vacuuming is to look at it. */
+export const Fate = { DELETE: 0, KEEP: 1, KEEP_AND_SCHEDULE: 2 } as const
+export type Fate = (typeof Fate)[keyof typeof Fate]
+
 /**
- * Writes a record back by the rules of 4.4, which change `header`. False: by these rules it is no longer kept, and it was
- * deleted. @throws TdbError
+ * Writes a record back by the rules of 4.4, which change `header`. @throws TdbError
  */
 export function storeRecord(
   store: RecordStore,
@@ -111,16 +114,18 @@ export function storeRecord(
   hash: number,
   header: RecordHeader,
   data: Uint8Array,
-): boolean {
-  if (!store.volatile) {
-    write(store.tdb, key, hash, header, data)
-    return true
-  }
+): void {
+  settle(store, key, hash, header, data, decide(store, jenkins, header, data.length))
+}
+
+/** The rules of 4.4: they change `header`, but nothing in the file. Two in a row need only one settle(), for the last. */
+export function decide(store: RecordStore, jenkins: number, header: RecordHeader, dataLength: number): Fate {
+  if (!store.volatile) return Fate.KEEP
   const { flags } = header
   const mine = header.dmaster === store.pnn
   let keep = true
   let schedule = false
-  if (data.length > 0 || (flags & RecordFlag.RO_FLAGS) !== 0) {
+  if (dataLength > 0 || (flags & RecordFlag.RO_FLAGS) !== 0) {
     // Kept whoever owns it.
   } else if ((flags & RecordFlag.AUTOMATIC) !== 0) schedule = true
   else if ((flags & RecordFlag.MIGRATED_WITH_DATA) !== 0) {
@@ -130,18 +135,40 @@ export function storeRecord(
 
   if (keep && mine && (flags & RecordFlag.RO_FLAGS) === 0) {
     header.addRsn(1)
-    schedule ||= data.length === 0
+    schedule ||= dataLength === 0
   }
   header.flags &= ~(RecordFlag.VACUUM_MIGRATED | RecordFlag.AUTOMATIC)
-  if (keep) write(store.tdb, key, hash, header, data)
-  else store.tdb.delete(key, hash)
-  if (schedule) store.deletions?.schedule(hash, key, header)
-  else if (keep) store.deletions?.forget(hash, key)
-  return keep
+  if (!keep) return Fate.DELETE
+  return schedule ? Fate.KEEP_AND_SCHEDULE : Fate.KEEP
 }
 
-/** Header and data as they are, without any rule. */
-export function write(tdb: Tdb, key: Uint8Array, hash: number, header: RecordHeader, data: Uint8Array): void {
+/** Does to the file what the rules said. @throws TdbError */
+export function settle(
+  store: RecordStore,
+  key: Uint8Array,
+  hash: number,
+  header: RecordHeader,
+  data: Uint8Array,
+  fate: Fate,
+): void {
+  if (fate === Fate.DELETE) {
+    store.tdb.delete(key, hash)
+    return
+  }
   header.write(headerBytes)
-  tdb.storeTwo(key, headerBytes, data, REPLACE, hash)
+  store.tdb.storeTwo(key, headerBytes, data, REPLACE, hash)
+  if (fate === Fate.KEEP_AND_SCHEDULE) store.deletions?.schedule(hash, key, header)
+  else store.deletions?.forget(hash, key)
+}
+
+const peeked = new RecordHeader()
+const peek: Parser<boolean> = (bytes, start, length) => {
+  if (length < LTDB_HEADER_SIZE) return false
+  peeked.read(bytes, start)
+  return true
+}
+
+/** The header of the record in the file, valid until the next call; undefined if there is none. */
+export function storedHeader(tdb: Tdb, key: Uint8Array, hash: number): RecordHeader | undefined {
+  return tdb.parse(key, peek, hash) === true ? peeked : undefined
 }

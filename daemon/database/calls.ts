@@ -1,0 +1,603 @@
+// How records move to where they are used: the state machine of REQ_CALL, REQ_DMASTER, REPLY_DMASTER, REPLY_CALL and
+// REPLY_ERROR (data path page, section 5). Each step is one function that runs under the lock of the record's chain, decides
+// and acts in one go, and waits for nothing. What is between two steps is in the packets, and in the table of calls that
+// wait for a record.
+//
+// Where a stock node dies of a packet, forgets a caller, or overwrites newer data, this one asks for a recovery, which puts
+// every record right; each such place says so.
+
+import { Priority } from "../../lib/net/ports.ts"
+import { ProtocolError } from "../../lib/protocol/codec.ts"
+import { CallFlag, CallId, NodeFlag, RecordFlag, RecoveryMode } from "../../lib/protocol/constants.ts"
+import { putDestnode, putHopcount } from "../../lib/protocol/header.ts"
+import {
+  decodePacket,
+  encodePacket,
+  Operation,
+  type Packet,
+  type ReplyDmaster,
+  type ReqCall,
+  type ReqDmaster,
+} from "../../lib/protocol/packet.ts"
+import { LTDB_HEADER_SIZE } from "../../lib/protocol/structs.ts"
+import { TdbError } from "../../lib/tdb/tdb.ts"
+import type { NodeEnvironment } from "../environment.ts"
+import type { IdTable } from "../ids.ts"
+import type { IdEntry, LocalClient, PendingRecordCall, RecordTraffic, Router } from "../routing.ts"
+import { isActive, type NodeState } from "../state.ts"
+import { addLatency, hopBucket } from "../statistics.ts"
+import type { Database } from "./database.ts"
+import { decide, type Found, fetchRecord, keyHash, RecordHeader, settle, storedHeader, storeRecord } from "./record.ts"
+
+/** Requests that may wait for locks of one database; the next ones are refused. */
+const WAITING_MAX = 1_000_000
+/** A call that was sent on so often goes round between nodes that each name the other: the record has no owner. */
+const HOPS_MAX = 2000
+/** In a hundred hops, those for which a call is reported (5.3). */
+const HOPS_REPORTED = 95
+
+const NO_DATA = new Uint8Array(0)
+const CALL_FAILED = -1
+
+/** A call as a client of this node made it. */
+export interface ClientCall {
+  readonly database: Database
+  readonly client: LocalClient
+  /** The client's own. */
+  readonly reqid: number
+  readonly flags: number
+  readonly callid: number
+  readonly key: Uint8Array
+  readonly data: Uint8Array
+  readonly jenkins: number
+  /** The hash by which the file places the key. */
+  readonly hash: number
+  readonly sinceMs: number
+}
+
+/** A call of a client that waits for its record to come to this node. */
+interface PendingCall extends PendingRecordCall {
+  readonly call: ClientCall
+  reqid: number
+}
+
+/** A packet about one record. */
+type RecordPacket = ReqCall | ReqDmaster | ReplyDmaster
+
+export class Calls implements RecordTraffic {
+  private readonly pending = new Map<Database, Set<PendingCall>>()
+
+  constructor(
+    private readonly state: NodeState,
+    private readonly environment: NodeEnvironment,
+    private readonly router: Router,
+    private readonly ids: IdTable<IdEntry>,
+    private readonly find: (dbId: number) => Database | undefined,
+    private readonly askForRecovery: (reason: string) => void,
+  ) {}
+
+  attached(database: Database): void {
+    this.pending.set(database, new Set())
+    database.onThaw = () => this.resend(database)
+  }
+
+  /** Whoever waits for a record of the database is told that it won't come. */
+  detached(database: Database): void {
+    for (const pending of this.pending.get(database) ?? []) this.complete(pending, CALL_FAILED, NO_DATA)
+    this.pending.delete(database)
+  }
+
+  /**
+   * A link to an active node has broken, and record packets may have been lost with it, a record's only naming of its owner
+   * among them. If the node is back before the leader notices, nobody else would put that right.
+   */
+  nodeLost(pnn: number): void {
+    const volatile = [...this.pending.keys()].some((database) => database.volatile)
+    if (volatile) this.needRecovery(`link to node ${pnn} has broken`)
+  }
+
+  /** Calls that wait for records of that database. */
+  pendingCount(database: Database): number {
+    return this.pending.get(database)?.size ?? 0
+  }
+
+  private needRecovery(reason: string): void {
+    if (this.state.recoveryMode === RecoveryMode.NORMAL && isActive(this.state.self)) this.askForRecovery(reason)
+  }
+
+  // ---- calls of clients (5.1) ----------------------------------------------------------------------------------
+
+  callFromClient(packet: ReqCall, client: LocalClient): void {
+    const { now } = this.state.statistics
+    now.totalCalls++
+    now.pendingCalls++
+    const database = this.find(packet.dbId)
+    const call = this.callOf(packet, database, client)
+    if (database === undefined || call === undefined || database.locks.waitingCount >= WAITING_MAX) {
+      // A stock node says nothing, and the client waits for ever.
+      const why = database === undefined ? "unknown database" : call === undefined ? "empty key" : "too many calls wait"
+      this.environment.log.error(`Call from client refused, db_id==0x${hex(packet.dbId)}: ${why}`)
+      now.pendingCalls--
+      this.reply(client, packet.reqid, CALL_FAILED, NO_DATA)
+      return
+    }
+    if (database.locks.enter(call.hash)) {
+      try {
+        this.serveClient(call)
+      } finally {
+        database.locks.leave(call.hash)
+      }
+      return
+    }
+    const parked = kept(call)
+    database.locks.wait(call.hash, () => {
+      if (this.isHere(parked.client)) this.serveClient(parked)
+      else now.pendingCalls--
+    })
+  }
+
+  private callOf(packet: ReqCall, database: Database | undefined, client: LocalClient): ClientCall | undefined {
+    const { key, data, reqid, flags, callid } = packet
+    if (database === undefined || key.length === 0) return undefined
+    const jenkins = keyHash(key)
+    const hash = database.volatile ? jenkins : database.tdb.hash(key)
+    const sinceMs = this.environment.monotonicMs()
+    return { database, client, reqid, flags, callid, key, data, jenkins, hash, sinceMs }
+  }
+
+  private isHere(client: LocalClient): boolean {
+    const entry = this.ids.get(client.id)
+    return entry?.kind === "client" && entry.client === client
+  }
+
+  /** The chain is locked. */
+  private serveClient(call: ClientCall): void {
+    const { database } = call
+    let found: Found
+    try {
+      found = fetchRecord(database, call.key, call.jenkins, call.hash)
+    } catch (error) {
+      if (!(error instanceof TdbError)) throw error
+      this.environment.log.error(`Record of database ${database.name} can't be read: ${error.message}`)
+      this.answer(call, CALL_FAILED, NO_DATA)
+      return
+    }
+    if (found.header.dmaster === database.pnn) this.answer(call, 0, this.runLocally(database, call, found))
+    else this.sendCall(call, found.header.dmaster)
+  }
+
+  /** Asks the node that the local copy names for the record; it may know better by now. */
+  private sendCall(call: ClientCall, destnode: number): void {
+    const { database } = call
+    const pending: PendingCall = { kind: "call", call: kept(call), reqid: 0 }
+    pending.reqid = this.ids.add(pending)
+    this.pending.get(database)?.add(pending)
+    this.send(this.requestOf(pending, destnode))
+    this.checkOwner(database, destnode)
+  }
+
+  private requestOf({ call, reqid }: PendingCall, destnode: number): ReqCall {
+    const { database, flags, callid, key, data } = call
+    return {
+      operation: Operation.REQ_CALL,
+      generation: database.generation,
+      destnode,
+      srcnode: this.state.pnn,
+      reqid,
+      flags,
+      dbId: database.id,
+      callid,
+      hopcount: 0,
+      key,
+      data,
+    }
+  }
+
+  /**
+   * Runs a call's function on a record that this node owns (4.5), and gives its reply. A stock node writes the record back
+   * each time; that only counts where the record has just come into being.
+   */
+  private runLocally(database: Database, call: Pick<ClientCall, "callid" | "key" | "jenkins" | "hash">, found: Found) {
+    const { header, data } = found
+    const reply = resultOf(call.callid, header, data)
+    if (reply === undefined) return NO_DATA
+    if (!found.stored && database.volatile) storeRecord(database, call.key, call.jenkins, call.hash, header, data)
+    else if (database.volatile && data.length === 0 && (header.flags & RecordFlag.RO_FLAGS) === 0) {
+      database.deletions?.schedule(call.hash, call.key, header)
+    }
+    return reply
+  }
+
+  private answer(call: ClientCall, status: number, data: Uint8Array): void {
+    const { now } = this.state.statistics
+    now.pendingCalls--
+    const seconds = (this.environment.monotonicMs() - call.sinceMs) / 1000
+    addLatency(now.callLatency, seconds)
+    const limitMs = this.state.tunables.LogLatencyMs
+    if (limitMs !== 0 && seconds * 1000 > limitMs) {
+      const operation = `call_from_client_cb ${status === 0 ? 3 : 1}`
+      this.environment.log.warning(
+        `High latency ${seconds.toFixed(6)}s for operation ${operation} on database ${call.database.name}`,
+      )
+    }
+    if (this.isHere(call.client)) this.reply(call.client, call.reqid, status, data)
+  }
+
+  private reply(client: LocalClient, reqid: number, status: number, data: Uint8Array): void {
+    client.send(encodePacket(this.router.packet(Operation.REPLY_CALL, 0, { status, data }, reqid), "daemon"))
+  }
+
+  /** A pending call has its result. */
+  private complete(pending: PendingCall, status: number, data: Uint8Array): void {
+    this.ids.remove(pending.reqid)
+    this.pending.get(pending.call.database)?.delete(pending)
+    this.answer(pending.call, status, data)
+  }
+
+  private pendingOf(reqid: number): PendingCall | undefined {
+    const entry = this.ids.get(reqid)
+    // Every entry of that kind was made here; the table knows less of it.
+    return entry?.kind === "call" ? (entry as PendingCall) : undefined
+  }
+
+  /** The database may be used again, possibly in another generation: all that wait for a record ask once more (5.9). */
+  private resend(database: Database): void {
+    const all = [...(this.pending.get(database) ?? [])]
+    let count = 0
+    for (const pending of all) {
+      this.ids.remove(pending.reqid)
+      if (!this.isHere(pending.call.client)) {
+        this.pending.get(database)?.delete(pending)
+        this.state.statistics.now.pendingCalls--
+        continue
+      }
+      pending.reqid = this.ids.add(pending)
+      this.send(this.requestOf(pending, this.state.pnn))
+      count++
+    }
+    if (count === 0) return
+    this.environment.log.notice(
+      `Resent calls for database=${database.name}, generation=${database.generation}, count=${count}`,
+    )
+  }
+
+  // ---- packets of nodes ----------------------------------------------------------------------------------------
+
+  receive(bytes: Uint8Array): void {
+    let packet: Packet
+    try {
+      packet = decodePacket(bytes)
+    } catch (error) {
+      if (!(error instanceof ProtocolError)) throw error
+      this.environment.log.error(`Invalid record packet dropped: ${error.message}`)
+      return
+    }
+    switch (packet.operation) {
+      case Operation.REQ_CALL:
+      case Operation.REQ_DMASTER:
+      case Operation.REPLY_DMASTER:
+        this.receiveRecord(packet, bytes)
+        return
+      case Operation.REPLY_CALL: {
+        const pending = this.pendingOf(packet.reqid)
+        if (pending === undefined) this.environment.log.debug(`reqid ${packet.reqid} not found`)
+        else this.complete(pending, packet.status, packet.data.slice())
+        return
+      }
+      case Operation.REPLY_ERROR: {
+        const pending = this.pendingOf(packet.reqid)
+        this.environment.log.error(`Node ${packet.srcnode} refused call ${packet.reqid}: ${packet.message}`)
+        // A stock node leaves the client without an answer.
+        if (pending !== undefined) this.complete(pending, CALL_FAILED, NO_DATA)
+        return
+      }
+      default:
+        return
+    }
+  }
+
+  private receiveRecord(packet: RecordPacket, bytes: Uint8Array): void {
+    const database = this.find(packet.dbId)
+    if (database === undefined) {
+      this.refuseUnknown(packet)
+      return
+    }
+    const { key } = packet
+    if (key.length === 0) {
+      this.environment.log.error(`Record packet without a key from node ${packet.srcnode} dropped`)
+      return
+    }
+    const jenkins = keyHash(key)
+    const hash = database.volatile ? jenkins : database.tdb.hash(key)
+    if (database.locks.enter(hash)) {
+      try {
+        this.serve(database, packet, bytes, jenkins, hash)
+      } finally {
+        database.locks.leave(hash)
+      }
+      return
+    }
+    // Only a call can be asked again; whatever carries a record must not be lost.
+    if (packet.operation === Operation.REQ_CALL && database.locks.waitingCount >= WAITING_MAX) {
+      this.sendError(packet.srcnode, packet.reqid, `Too many calls wait for database ${database.name}`)
+      return
+    }
+    const copy = bytes.slice()
+    const parked = decodePacket(copy) as RecordPacket
+    database.locks.wait(hash, () => this.serve(database, parked, copy, jenkins, hash))
+  }
+
+  /** The chain is locked. Packets that waited through a recovery belong to the past (5.9). */
+  private serve(database: Database, packet: RecordPacket, bytes: Uint8Array, jenkins: number, hash: number): void {
+    if (packet.generation !== database.generation) {
+      this.environment.log.debug("Discarding previous generation packet")
+      return
+    }
+    switch (packet.operation) {
+      case Operation.REQ_CALL:
+        this.serveNode(database, packet, bytes, jenkins, hash)
+        return
+      case Operation.REQ_DMASTER:
+        this.passOn(database, packet, jenkins, hash)
+        return
+      case Operation.REPLY_DMASTER:
+        this.take(database, packet, packet.recordFlags, jenkins, hash)
+        return
+    }
+  }
+
+  private refuseUnknown(packet: RecordPacket): void {
+    const text = `Unknown database in request. db_id==0x${hex(packet.dbId)}`
+    this.environment.log.error(`${text} (from node ${packet.srcnode})`)
+    if (packet.operation !== Operation.REPLY_DMASTER) this.sendError(packet.srcnode, packet.reqid, text)
+    // The packet carried a record, which has no owner now. The recovery attaches the database here, too.
+    if (packet.operation !== Operation.REQ_CALL) this.needRecovery("a record of an unknown database has lost its owner")
+  }
+
+  private sendError(destnode: number, reqid: number, message: string): void {
+    const body = { status: -1, message }
+    this.router.send(
+      encodePacket(this.router.packet(Operation.REPLY_ERROR, destnode, body, reqid), "daemon"),
+      Priority.RECORD,
+    )
+  }
+
+  private send(packet: ReqCall | ReqDmaster | ReplyDmaster): boolean {
+    return this.router.send(encodePacket(packet, "daemon"), Priority.RECORD)
+  }
+
+  // ---- REQ_CALL (5.2) ------------------------------------------------------------------------------------------
+
+  private serveNode(database: Database, packet: ReqCall, bytes: Uint8Array, jenkins: number, hash: number): void {
+    const requester = packet.srcnode
+    let found: Found
+    try {
+      found = fetchRecord(database, packet.key, jenkins, hash)
+    } catch (error) {
+      if (!(error instanceof TdbError)) throw error
+      this.environment.log.error(`Record of database ${database.name} can't be read: ${error.message}`)
+      this.sendError(requester, packet.reqid, "ltdb fetch failed in ctdb_request_call")
+      return
+    }
+    if (found.header.dmaster !== database.pnn) {
+      this.redirect(database, packet, bytes, jenkins, found.header.dmaster)
+      return
+    }
+    this.countHops(database, packet.hopcount)
+    if (requester !== database.pnn) {
+      this.handOver(database, packet, found, jenkins, hash)
+      return
+    }
+    const pending = this.pendingOf(packet.reqid)
+    const data = this.runLocally(database, { callid: packet.callid, key: packet.key, jenkins, hash }, found)
+    if (pending !== undefined) this.complete(pending, 0, data)
+  }
+
+  private countHops(database: Database, hops: number): void {
+    const { now } = this.state.statistics
+    const bucket = hopBucket(hops)
+    if (hops > now.maxHopCount) now.maxHopCount = hops
+    now.hopCountBucket[bucket]!++
+    database.counters.hopCountBucket[bucket]!++
+  }
+
+  /** The record is elsewhere: its lmaster knows where, and on the lmaster the header says it (5.3). */
+  private redirect(database: Database, packet: ReqCall, bytes: Uint8Array, jenkins: number, dmaster: number): void {
+    const lmaster = database.lmasterOf(jenkins)
+    const next = lmaster === database.pnn ? dmaster : lmaster
+    const hops = packet.hopcount + 1
+    if (hops % 100 > HOPS_REPORTED) {
+      this.environment.log.warning(
+        `High hopcount ${hops} dbid:0x${hex(database.id)} key:0x${hex(jenkins)} reqid=${packet.reqid} ` +
+          `pnn:${database.pnn} src:${packet.srcnode} lmaster:${lmaster} header->dmaster:${dmaster} dst:${next}`,
+      )
+    }
+    if (hops > HOPS_MAX) this.needRecovery(`a record of database ${database.name} has no owner`)
+    const copy = bytes.slice()
+    putHopcount(copy, hops)
+    putDestnode(copy, next)
+    this.router.send(copy, Priority.RECORD)
+    if (lmaster === database.pnn) this.checkOwner(database, dmaster)
+  }
+
+  /** A record whose owner takes no part in the cluster stays out of reach until the next recovery: it had better come. */
+  private checkOwner(database: Database, dmaster: number): void {
+    const owner = this.state.nodes[dmaster]
+    if (owner !== undefined && isActive(owner)) return
+    this.needRecovery(`a record of database ${database.name} is owned by node ${dmaster}, which is not active`)
+  }
+
+  /** Gives the record to the requester (5.4): through the lmaster, which must know, or directly if this is it. */
+  private handOver(database: Database, packet: ReqCall, found: Found, jenkins: number, hash: number): void {
+    const { header, data } = found
+    const { key, srcnode: requester, reqid } = packet
+    // A record sent to a node that isn't there would belong to nobody. Such a node's call is asked again by the recovery.
+    if (!this.isReachable(requester)) {
+      this.environment.log.warning(`Call from node ${requester}, which is not connected, dropped`)
+      return
+    }
+    if (data.length > 0) header.flags |= RecordFlag.MIGRATED_WITH_DATA
+    const lmaster = database.lmasterOf(jenkins)
+    const flags = header.flags & ~(RecordFlag.AUTOMATIC | RecordFlag.VACUUM_MIGRATED)
+    const common = {
+      generation: database.generation,
+      srcnode: database.pnn,
+      reqid,
+      dbId: database.id,
+      rsn: { hi: header.rsnHi, lo: header.rsnLo },
+      recordFlags: flags,
+      key,
+      data,
+    }
+    const sent =
+      lmaster === database.pnn
+        ? this.send({ ...common, operation: Operation.REPLY_DMASTER, destnode: requester })
+        : this.send({ ...common, operation: Operation.REQ_DMASTER, destnode: lmaster, dmaster: requester })
+    // Not on its way: it stays here.
+    if (!sent) return
+    header.dmaster = requester
+    storeRecord(database, key, jenkins, hash, header, data)
+  }
+
+  private isReachable(pnn: number): boolean {
+    const node = this.state.nodes[pnn]
+    return node !== undefined && (node.flags & (NodeFlag.DISCONNECTED | NodeFlag.DELETED)) === 0
+  }
+
+  // ---- REQ_DMASTER (5.5) ---------------------------------------------------------------------------------------
+
+  /** At the lmaster: `old` gives the record up for another node, which may be this one. */
+  private passOn(database: Database, packet: ReqDmaster, jenkins: number, hash: number): void {
+    const { log } = this.environment
+    const { key, data, srcnode: old, reqid } = packet
+    if (database.lmasterOf(jenkins) !== database.pnn) {
+      // A stock node ends here. The record lies with its old owner, and a recovery finds it.
+      log.error(`ctdb_req_dmaster to non-lmaster from node ${old}, db_id==0x${hex(database.id)} key=0x${hex(jenkins)}`)
+      this.needRecovery("REQ_DMASTER to a node that is not the lmaster")
+      return
+    }
+    const { header } = fetchRecord(database, key, jenkins, hash)
+    if (header.dmaster !== old) {
+      log.error(
+        `pnn ${database.pnn} dmaster request for new-dmaster ${packet.dmaster} from non-master ${old} ` +
+          `real-dmaster=${header.dmaster} key 0x${hex(jenkins)} db 0x${hex(database.id)}`,
+      )
+      if (header.rsnHi !== 0 || header.rsnLo !== 0 || header.dmaster !== database.pnn) {
+        this.needRecovery("ctdb_req_dmaster from non-master. Force a recovery.")
+        return
+      }
+    }
+    if (header.compareRsn(packet.rsn.hi, packet.rsn.lo) > 0) {
+      // A stock node goes on, and what is newer is lost.
+      log.error(`REQ_DMASTER from node ${old} is older than the copy here, key 0x${hex(jenkins)} db ${database.name}`)
+      this.needRecovery("REQ_DMASTER with an old rsn")
+      return
+    }
+    if (packet.dmaster === database.pnn) {
+      this.take(database, packet, packet.recordFlags, jenkins, hash)
+      return
+    }
+    const forward: ReplyDmaster = {
+      operation: Operation.REPLY_DMASTER,
+      generation: database.generation,
+      destnode: packet.dmaster,
+      srcnode: database.pnn,
+      reqid,
+      dbId: database.id,
+      rsn: packet.rsn,
+      recordFlags: packet.recordFlags,
+      key,
+      data,
+    }
+    header.rsnHi = packet.rsn.hi
+    header.rsnLo = packet.rsn.lo
+    header.flags = packet.recordFlags
+    // If the new owner can't be reached the record stays at its lmaster, instead of nowhere.
+    header.dmaster = this.isReachable(packet.dmaster) && this.send(forward) ? packet.dmaster : database.pnn
+    storeRecord(database, key, jenkins, hash, header, data)
+  }
+
+  // ---- REPLY_DMASTER, and the lmaster as new owner (5.6) -------------------------------------------------------
+
+  /** The record is this node's from now on. */
+  private take(
+    database: Database,
+    packet: ReqDmaster | ReplyDmaster,
+    flags: number,
+    jenkins: number,
+    hash: number,
+  ): void {
+    const { log } = this.environment
+    const { key, data, rsn, reqid, srcnode } = packet
+    const waiting = this.pendingOf(reqid)
+    const pending = waiting !== undefined && this.isFor(waiting, database, key) ? waiting : undefined
+    const local = storedHeader(database.tdb, key, hash)
+    const newer = local !== undefined && local.compareRsn(rsn.hi, rsn.lo) > 0
+    // A read-only copy may be newer than a record that was deleted and made again: it counts for nothing.
+    if (newer && (local.flags & RecordFlag.RO_HAVE_READONLY) === 0) {
+      log.error(`Record from node ${srcnode} is older than the copy here, key 0x${hex(jenkins)} db ${database.name}`)
+      if (local.dmaster !== database.pnn) this.needRecovery("REPLY_DMASTER with an old rsn")
+      else if (pending !== undefined) {
+        const found = fetchRecord(database, key, jenkins, hash)
+        this.complete(pending, 0, this.runLocally(database, pending.call, found))
+      }
+      return
+    }
+    const header = new RecordHeader()
+    header.rsnHi = rsn.hi
+    header.rsnLo = rsn.lo
+    header.flags = flags
+    header.dmaster = database.pnn
+    if (pending !== undefined && (pending.call.flags & CallFlag.VACUUM_MIGRATION) !== 0) {
+      header.flags |= RecordFlag.VACUUM_MIGRATED
+    }
+    // A stock node stores twice, for becoming owner and for the function. The rules are applied twice; the file sees the end.
+    let fate = decide(database, jenkins, header, data.length)
+    if (pending === undefined) {
+      settle(database, key, hash, header, data, fate)
+      log.debug(`pnn ${database.pnn} Invalid reqid ${reqid} in ctdb_become_dmaster from node ${srcnode}`)
+      if (waiting !== undefined) {
+        log.error(
+          `Got bogus DMASTER packet reqid:${reqid} from node ${srcnode}. Key does not match key held in matching idr.`,
+        )
+      }
+      return
+    }
+    const reply = resultOf(pending.call.callid, header, data)
+    if (reply !== undefined) fate = decide(database, jenkins, header, data.length)
+    settle(database, key, hash, header, data, fate)
+    if (database.volatile) database.hotKeys.count(key, this.environment.monotonicMs())
+    this.complete(pending, 0, reply ?? NO_DATA)
+  }
+
+  private isFor({ call }: PendingCall, database: Database, key: Uint8Array): boolean {
+    return call.database === database && Buffer.compare(call.key, key) === 0
+  }
+}
+
+/** What a call's function gives for a record; undefined for a function that there is not (4.5). */
+function resultOf(callid: number, header: RecordHeader, data: Uint8Array): Uint8Array | undefined {
+  switch (callid) {
+    case CallId.NULL:
+      return NO_DATA
+    case CallId.FETCH:
+      return data
+    case CallId.FETCH_WITH_HEADER: {
+      const whole = new Uint8Array(LTDB_HEADER_SIZE + data.length)
+      header.write(whole)
+      whole.set(data, LTDB_HEADER_SIZE)
+      return whole
+    }
+    default:
+      return undefined
+  }
+}
+
+/** The call with key and data of its own: those of the packet are gone when its turn is over. */
+function kept(call: ClientCall): ClientCall {
+  return { ...call, key: call.key.slice(), data: call.data.slice() }
+}
+
+function hex(word: number): string {
+  return (word >>> 0).toString(16).padStart(8, "0")
+}
