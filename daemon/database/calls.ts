@@ -131,8 +131,9 @@ export class Calls implements RecordTraffic {
     }
     const parked = kept(call)
     database.locks.wait(call.hash, () => {
-      if (this.isHere(parked.client)) this.serveClient(parked)
-      else now.pendingCalls--
+      if (!this.isHere(parked.client)) now.pendingCalls--
+      else if (database.closed) this.answer(parked, CALL_FAILED, NO_DATA)
+      else this.serveClient(parked)
     })
   }
 
@@ -324,7 +325,10 @@ export class Calls implements RecordTraffic {
     }
     const copy = bytes.slice()
     const parked = decodePacket(copy) as RecordPacket
-    database.locks.wait(hash, () => this.serve(database, parked, copy, jenkins, hash))
+    database.locks.wait(hash, () => {
+      if (database.closed) this.refuseUnknown(parked)
+      else this.serve(database, parked, copy, jenkins, hash)
+    })
   }
 
   /** The chain is locked. Packets that waited through a recovery belong to the past (5.9). */

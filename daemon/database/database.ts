@@ -63,6 +63,8 @@ export class Database implements Freezable, RecordStore {
   generation: number
   /** The records are those of before this node left the cluster: they count for nothing in a recovery. */
   invalid = false
+  /** It was detached, and its file is closed. */
+  closed = false
   deletions: Deletions | undefined
   counters = zeroCounters()
   readonly hotKeys: HotKeys
@@ -278,8 +280,11 @@ export class Database implements Freezable, RecordStore {
     this.hotKeys.reset()
   }
 
+  /** Whoever waits for something of it is told. */
   close(): void {
+    this.closed = true
     this.cancelTransaction()
+    this.freezing = "none"
     this.tellFreezers(false)
     this.locks.close()
     this.updates.close()

@@ -410,6 +410,10 @@ export class Databases {
     }
     const hash = database.tdb.hash(seqnumKey)
     const read = () => {
+      if (database.closed) {
+        answer({ status: -1 })
+        return
+      }
       const value = database.tdb.fetch(seqnumKey, hash)
       const data = new Uint8Array(8)
       if (value?.length === LTDB_HEADER_SIZE + 8) data.set(value.subarray(LTDB_HEADER_SIZE))
