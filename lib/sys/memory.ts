@@ -15,7 +15,6 @@ const libc = dlopen("libc.so.6", {
   mmap: { args: ["u64", "u64", "i32", "i32", "i32", "i64"], returns: FFIType.i64_fast },
   munmap: { args: ["u64", "u64"], returns: "i32" },
   madvise: { args: ["u64", "u64", "i32"], returns: "i32" },
-  msync: { args: ["u64", "u64", "i32"], returns: "i32" },
   fdatasync: { args: ["i32"], returns: "i32" },
   futimens: { args: ["i32", "u64"], returns: "i32" },
   getpagesize: { args: [], returns: "i32" },
@@ -49,7 +48,6 @@ const MAP_FIXED = 0x10
 const MAP_ANONYMOUS = 0x20
 const MAP_NORESERVE = 0x4000
 const MADV_DONTNEED = 4
-const MS_SYNC = 4
 const SEEK_END = 2
 
 /** Open with close-on-exec. Raises SysError (ENOENT, EACCES, EEXIST, ...). */
@@ -161,17 +159,12 @@ export function releaseView(buffer: ArrayBuffer): void {
   buffer.transfer()
 }
 
-/** Write the file's data (not its times) to the disk. */
+/** Write the file's data (not its times) to the disk, also what was stored through mappings. */
 export function syncFileData(fd: number): void {
   while (libc.fdatasync(fd) !== 0) {
     const errno = lastErrno()
     if (errno !== EINTR) throw new SysError("fdatasync", errno, `fd ${fd}`)
   }
-}
-
-/** Write a mapped range to the disk and wait; `address` is page-aligned. */
-export function syncMapping(address: number, bytes: number): void {
-  if (libc.msync(address, bytes, MS_SYNC) !== 0) throw new SysError("msync", lastErrno())
 }
 
 /** Set the file's modification time to now. */

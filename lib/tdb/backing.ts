@@ -14,7 +14,6 @@ import {
   PAGE_SIZE,
   releaseView,
   syncFileData,
-  syncMapping,
   touchFile,
   truncateFile,
   unmap,
@@ -135,9 +134,8 @@ export class FileBacking implements Backing {
   }
 
   sync(): void {
+    // Linux writes what was stored through mappings as well. (libtdb calls msync in addition, which syncs a second time.)
     syncFileData(this.fd)
-    const window = this.windows[this.windows.length - 1]!
-    if (this.size > 0) syncMapping(window.address, this.size)
   }
 
   touch(): void {
