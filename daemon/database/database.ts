@@ -156,10 +156,10 @@ export class Database implements Freezable, RecordStore {
     if (this.freezing === "pending") return
     this.freezing = "pending"
     const sinceMs = this.environment.monotonicMs()
-    this.locks.freeze(() => {
-      this.freezing = "frozen"
-      this.countLock((this.environment.monotonicMs() - sinceMs) / 1000, "DB")
-      this.tellFreezers(true)
+    this.locks.freeze((ok) => {
+      this.freezing = ok ? "frozen" : "none"
+      if (ok) this.countLock((this.environment.monotonicMs() - sinceMs) / 1000, "DB")
+      this.tellFreezers(ok)
     })
   }
 

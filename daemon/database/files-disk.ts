@@ -6,6 +6,7 @@ import type { Scheduler } from "../../lib/net/ports.ts"
 import {
   CLEAR_IF_FIRST,
   DISALLOW_NESTING,
+  type Held,
   INCOMPATIBLE_HASH,
   MUTEX_LOCKING,
   NOSYNC,
@@ -120,11 +121,13 @@ function setAside(path: string): string {
   return target
 }
 
-const FIRST_RETRY_MS = 1
-const RETRY_MS_MAX = 20
+/** A wait that the engine had to give up is taken up again after this time. */
+const RETRY_MS = 100
 
-/** Locks that are waited for by looking again, at growing intervals up to RETRY_MS_MAX. */
+/** The engine's locks and its waiting threads. */
 class TdbLocks implements FileLocks {
+  private all: Held | undefined
+
   constructor(
     private readonly tdb: Tdb,
     private readonly scheduler: Scheduler,
@@ -139,32 +142,32 @@ class TdbLocks implements FileLocks {
   }
 
   waitForChain(hash: number, locked: () => void): () => void {
-    return this.retry(() => this.tdb.tryLockChain(hash), locked)
+    let cancel: () => void
+    const ask = () => {
+      const wait = this.tdb.waitForChain(hash, (held, error) => {
+        if (held !== null) locked()
+        else if (error?.code !== "CANCELLED") {
+          const timer = this.scheduler.setTimer(RETRY_MS, ask)
+          cancel = () => timer.cancel()
+        }
+      })
+      cancel = () => wait.cancel()
+    }
+    ask()
+    return () => cancel()
   }
 
-  waitForAll(locked: () => void): () => void {
-    if (this.tdb.tryLockAllrecord()) {
-      locked()
-      return () => {}
-    }
-    return this.retry(() => this.tdb.tryLockAllrecord(), locked)
+  waitForAll(locked: (ok: boolean) => void): () => void {
+    const wait = this.tdb.waitForAllrecord(true, (held) => {
+      held?.keep()
+      this.all = held ?? undefined
+      locked(held !== null)
+    })
+    return () => wait.cancel()
   }
 
   unlockAll(): void {
-    this.tdb.unlockAllrecord()
-  }
-
-  private retry(attempt: () => boolean, locked: () => void): () => void {
-    let delayMs = FIRST_RETRY_MS
-    const again = () => {
-      if (attempt()) {
-        locked()
-        return
-      }
-      delayMs = Math.min(delayMs * 1.5, RETRY_MS_MAX)
-      timer = this.scheduler.setTimer(delayMs, again)
-    }
-    let timer = this.scheduler.setTimer(delayMs, again)
-    return () => timer.cancel()
+    this.all?.release()
+    this.all = undefined
   }
 }

@@ -15,12 +15,12 @@ export interface FileLocks {
   tryChain(hash: number): boolean
   unlockChain(hash: number): void
   /**
-   * Waits for a chain. `locked` is called once, in a later turn, with the chain locked; unlockChain() gives it back. The
-   * function returned gives the wait up. At most one wait a chain.
+   * Waits for a chain. `locked` is called once, in a later turn, with the chain locked until it returns. The function
+   * returned gives the wait up.
    */
   waitForChain(hash: number, locked: () => void): () => void
-  /** Waits for all chains at once; `locked` is called once, in this turn or later. */
-  waitForAll(locked: () => void): () => void
+  /** Waits for all chains at once; `locked` is called once, in this turn or later, with false if they can't be had. */
+  waitForAll(locked: (ok: boolean) => void): () => void
   unlockAll(): void
 }
 

@@ -103,13 +103,9 @@ export class ChainLocks {
     const since = queue.sinceMs.splice(0, turns.length)
     const nowMs = this.scheduler.monotonicMs()
     this.waiting -= turns.length
-    try {
-      for (const [index, turn] of turns.entries()) {
-        this.events.served((nowMs - (since[index] ?? nowMs)) / 1000)
-        turn()
-      }
-    } finally {
-      this.files.unlockChain(queue.hash)
+    for (const [index, turn] of turns.entries()) {
+      this.events.served((nowMs - (since[index] ?? nowMs)) / 1000)
+      turn()
     }
     if (queue.turns.length === 0) {
       this.queues.delete(chain)
@@ -119,8 +115,11 @@ export class ChainLocks {
     this.ask(chain, queue)
   }
 
-  /** Locks every chain; `done` is called once, in this turn or later, unless thaw() comes first. */
-  freeze(done: () => void): void {
+  /**
+   * Locks every chain; `done` is called once, in this turn or later, unless thaw() comes first: with false if the file
+   * can't be locked.
+   */
+  freeze(done: (ok: boolean) => void): void {
     const sinceMs = this.scheduler.monotonicMs()
     const watch = () => {
       this.slowAll = this.scheduler.setTimer(SLOW_MS, () => {
@@ -129,16 +128,17 @@ export class ChainLocks {
       })
     }
     let got = false
-    const cancel = this.files.waitForAll(() => {
+    const cancel = this.files.waitForAll((ok) => {
       got = true
       this.cancelAll = undefined
       this.slowAll?.cancel()
-      this.allLocked = true
-      for (const queue of this.queues.values()) {
-        queue.cancelWait?.()
-        queue.cancelWait = undefined
-      }
-      done()
+      this.allLocked = ok
+      if (ok)
+        for (const queue of this.queues.values()) {
+          queue.cancelWait?.()
+          queue.cancelWait = undefined
+        }
+      done(ok)
     })
     if (got) return
     this.cancelAll = cancel

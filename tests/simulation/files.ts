@@ -146,6 +146,7 @@ export class SimDisk implements DatabaseFiles {
             else {
               over = true
               locked()
+              locks.release(owner, tdb.chainOf(hash))
             }
           }),
         )
@@ -160,7 +161,7 @@ export class SimDisk implements DatabaseFiles {
         const cancel = locks.wait(owner, ALL, () => {
           over = true
           tdb.lockAllrecord()
-          locked()
+          locked(true)
         })
         return () => {
           if (!over) cancel()
