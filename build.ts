@@ -10,7 +10,7 @@ const target = process.argv[2] ?? "dist/ctdb"
 const staging = join(dirname(target), ".build")
 
 /** Files that are started as workers by their path: a compiled binary finds them only when they are entry points. */
-const workers = [...new Bun.Glob("{lib,daemon}/**/{worker,*-worker,*.worker}.ts").scanSync(".")]
+const workers = [...new Bun.Glob("{lib,daemon}/**/{worker,waiter,*-worker,*.worker}.ts").scanSync(".")]
 
 rmSync(staging, { recursive: true, force: true })
 mkdirSync(staging, { recursive: true })
