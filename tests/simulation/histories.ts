@@ -197,7 +197,7 @@ class History {
         this.healAll()
       }
       const sinceMs = world.nowMs
-      failure ??= this.converge(() => this.whole(world.hosts))
+      failure ??= this.converge(() => whole(world.hosts))
       convergedMs = world.nowMs - sinceMs - CALM_MS
       failure ??= this.unexpected
     } catch (error) {
@@ -408,46 +408,46 @@ class History {
     }
   }
 
-  /** What keeps these nodes from being one whole cluster; undefined: nothing. */
-  private whole(hosts: readonly Host[]): string | undefined {
-    const pnns = hosts.map((host) => host.pnn)
-    const first = hosts[0]?.node?.state
-    if (first === undefined) return "node does not run"
-    for (const { node, recovery, recd, pnn } of hosts) {
-      if (node === undefined || recovery === undefined || recd?.alive !== true) return `node ${pnn} does not run`
-      const { state } = node
-      const say = (what: string) => `node ${pnn} ${what}`
-      if (state.runState !== RunState.RUNNING) return say(`has run state ${state.runState}`)
-      if (state.recoveryMode !== RecoveryMode.NORMAL) return say("is in recovery mode ACTIVE")
-      if (state.generation !== first.generation) return say(`has generation ${state.generation}`)
-      if (state.vnnMap.join(" ") !== pnns.join(" ")) return say(`has vnnmap ${state.vnnMap.join(" ")}`)
-      const away = NodeFlag.DISCONNECTED | NodeFlag.UNHEALTHY
-      for (const entry of state.nodes) {
-        const expected = pnns.includes(entry.pnn) ? 0 : away
-        if (expected === 0 ? entry.flags !== 0 : (entry.flags & NodeFlag.DISCONNECTED) === 0) {
-          return say(`sees flags 0x${entry.flags.toString(16)} on node ${entry.pnn}`)
-        }
-      }
-      const { leader } = recovery.standing()
-      const expected = hosts[0]?.recovery?.standing().leader
-      if (!pnns.includes(leader) || leader !== expected) return say(`follows leader ${leader}, not ${expected}`)
-    }
-    return undefined
-  }
-
   /** With a lock one side of a partition is whole and the other has no leader; without, both are whole. */
   private parted(hosts: readonly Host[]): string | undefined {
     const sides = [true, false].map((side) => hosts.filter((host) => isIn(this.plan.lasting, host) === side))
     if (!this.plan.lock) {
-      return sides.map((side) => this.whole(side)).find((found) => found !== undefined)
+      return sides.map((side) => whole(side)).find((found) => found !== undefined)
     }
     const [holding, other] = sides[0]!.some((host) => host.recd !== undefined && this.world.holdsLock(host.recd))
       ? [sides[0]!, sides[1]!]
       : [sides[1]!, sides[0]!]
     const leader = other.find((host) => host.recovery?.standing().isLeader !== false)
     if (leader !== undefined) return `node ${leader.pnn} leads without the lock, or has no recovery daemon`
-    return this.whole(holding)
+    return whole(holding)
   }
+}
+
+/** What keeps these nodes from being one whole cluster; undefined: nothing. */
+export function whole(hosts: readonly Host[]): string | undefined {
+  const pnns = hosts.map((host) => host.pnn)
+  const first = hosts[0]?.node?.state
+  if (first === undefined) return "node does not run"
+  for (const { node, recovery, recd, pnn } of hosts) {
+    if (node === undefined || recovery === undefined || recd?.alive !== true) return `node ${pnn} does not run`
+    const { state } = node
+    const say = (what: string) => `node ${pnn} ${what}`
+    if (state.runState !== RunState.RUNNING) return say(`has run state ${state.runState}`)
+    if (state.recoveryMode !== RecoveryMode.NORMAL) return say("is in recovery mode ACTIVE")
+    if (state.generation !== first.generation) return say(`has generation ${state.generation}`)
+    if (state.vnnMap.join(" ") !== pnns.join(" ")) return say(`has vnnmap ${state.vnnMap.join(" ")}`)
+    const away = NodeFlag.DISCONNECTED | NodeFlag.UNHEALTHY
+    for (const entry of state.nodes) {
+      const expected = pnns.includes(entry.pnn) ? 0 : away
+      if (expected === 0 ? entry.flags !== 0 : (entry.flags & NodeFlag.DISCONNECTED) === 0) {
+        return say(`sees flags 0x${entry.flags.toString(16)} on node ${entry.pnn}`)
+      }
+    }
+    const { leader } = recovery.standing()
+    const expected = hosts[0]?.recovery?.standing().leader
+    if (!pnns.includes(leader) || leader !== expected) return say(`follows leader ${leader}, not ${expected}`)
+  }
+  return undefined
 }
 
 function isIn(side: number, host: Host): boolean {
