@@ -112,7 +112,7 @@ export class Node {
       onDrain: () => {},
     })
     const leave = (reason: string) => this.shutdown(0, reason)
-    this.keepalive = new Keepalive(state, environment, this.links, settings.announcedVersion, leave)
+    this.keepalive = new Keepalive(state, environment, this.links, complaints, settings.announcedVersion, leave)
     this.router.keepalive = this.keepalive
     this.router.execute = (control, client, answer) => execute(this, control, client, answer)
     const releaseAddresses = () => {}

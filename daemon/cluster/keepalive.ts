@@ -3,8 +3,9 @@
 
 import { Priority } from "../../lib/net/ports.ts"
 import { encodePacket, Operation, type ReqKeepalive } from "../../lib/protocol/packet.ts"
+import type { Complaints } from "../complaints.ts"
 import type { NodeEnvironment } from "../environment.ts"
-import type { NodeEntry, NodeState } from "../state.ts"
+import { isConnected, type NodeEntry, type NodeState } from "../state.ts"
 import type { Links } from "./links.ts"
 
 /**
@@ -26,6 +27,7 @@ export class Keepalive {
     private readonly state: NodeState,
     private readonly environment: NodeEnvironment,
     private readonly links: Links,
+    private readonly complaints: Complaints,
     private readonly announced: AnnouncedVersion,
     /** Ends this node in an orderly way: it must not stay in a cluster of another version. */
     private readonly leaveCluster: (reason: string) => void,
@@ -61,16 +63,24 @@ export class Keepalive {
     this.state.statistics.now.keepalivePacketsRecv++
     if (this.state.tunables.AllowMixedVersions !== 0) return
     if (!packet.hasVersion) {
-      this.environment.log.error(`Keepalive version missing from node ${peer.pnn}`)
+      this.complaints.add(`version of ${peer.pnn}`, `Keepalive version missing from node ${peer.pnn}`)
       // A stock node shuts itself down here, and so one packet of an ancient peer ends a node. The peer is what is wrong.
       return
     }
+    if (!isPlausible(packet.version)) {
+      // Whoever follows it leaves the cluster of everybody else: stock nodes end when a peer's version is not theirs.
+      this.complaints.add(
+        `version of ${peer.pnn}`,
+        `Keepalive of node ${peer.pnn} with version ${hex(packet.version)}, which is none: ignored`,
+      )
+      return
+    }
     if (packet.version === this.version) {
-      this.adopt(peer.pnn, packet)
+      this.adopt(peer, packet)
       return
     }
     if (this.announced === "auto") {
-      this.adopt(peer.pnn, packet)
+      this.adopt(peer, packet)
       return
     }
     const uptime = this.uptime()
@@ -82,9 +92,11 @@ export class Keepalive {
     }
   }
 
-  private adopt(pnn: number, packet: ReqKeepalive): void {
+  private adopt(peer: NodeEntry, packet: ReqKeepalive): void {
+    const { pnn } = peer
     // Uptime 0 says "I have adopted nothing yet": nobody to follow. Among others the longest-running one decides.
-    if (this.announced !== "auto" || packet.uptime === 0) return
+    // Nor is a peer that is not connected: its half of a link may be anybody's.
+    if (this.announced !== "auto" || packet.uptime === 0 || !isConnected(peer)) return
     if (this.adopted !== undefined && this.adopted.pnn !== pnn && this.adopted.uptime > packet.uptime) {
       if (packet.version !== this.version && !this.warned.has(pnn)) {
         this.warned.add(pnn)
@@ -110,6 +122,12 @@ export class Keepalive {
   private uptime(): number {
     return Math.floor((this.environment.monotonicMs() - this.state.startedMs) / 1000)
   }
+}
+
+/** MAJOR << 16 | MINOR of some Samba that there might be, now or in years. */
+function isPlausible(version: number): boolean {
+  const major = version >>> 16
+  return major >= 1 && major < 100 && (version & 0xffff) < 1000
 }
 
 function hex(version: number): string {

@@ -270,7 +270,7 @@ export class Calls implements RecordTraffic {
       packet = decodePacket(bytes)
     } catch (error) {
       if (!(error instanceof ProtocolError)) throw error
-      this.environment.log.error(`Invalid record packet dropped: ${error.message}`)
+      this.router.complaints.add("record packet", `Invalid record packet dropped: ${error.message}`)
       return
     }
     switch (packet.operation) {
@@ -287,7 +287,10 @@ export class Calls implements RecordTraffic {
       }
       case Operation.REPLY_ERROR: {
         const pending = this.pendingOf(packet.reqid)
-        this.environment.log.error(`Node ${packet.srcnode} refused call ${packet.reqid}: ${packet.message}`)
+        this.router.complaints.add(
+          `refusal of ${packet.srcnode}`,
+          `Node ${packet.srcnode} refused call ${packet.reqid}: ${packet.message}`,
+        )
         // A stock node leaves the client without an answer.
         if (pending !== undefined) this.complete(pending, CALL_FAILED, NO_DATA)
         return
