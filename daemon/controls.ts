@@ -274,6 +274,24 @@ const handlers: Handlers = {
     node.databases.pushConfirm(id, answer)
     return "later"
   },
+  TRAVERSE_START: ({ node, request, client, answer }) => {
+    node.traverses.start(request, false, client, answer)
+    return "later"
+  },
+  TRAVERSE_START_EXT: ({ node, request, client, answer }) => {
+    node.traverses.start(request, request.withemptyrecords, client, answer)
+    return "later"
+  },
+  TRAVERSE_ALL: ({ node, request }) => (node.traverses.all(request, false) ? 0 : -1),
+  TRAVERSE_ALL_EXT: ({ node, request }) => (node.traverses.all(request, request.withemptyrecords) ? 0 : -1),
+  TRAVERSE_DATA: ({ node, control, answer }) => {
+    node.traverses.receive(control.data, control.srcnode, control.flags, answer)
+    return "later"
+  },
+  TRAVERSE_KILL: ({ node, request, control }) => {
+    node.traverses.killed(request, control.srcnode)
+    return 0
+  },
   UPDATE_RECORD: ({ node, control, answer }) => {
     node.persistent.updateRecord(control.data, answer)
     return "later"

@@ -19,6 +19,7 @@ import { Calls } from "./database/calls.ts"
 import { NodeFreeze } from "./database/freeze.ts"
 import { Persistent } from "./database/persistent.ts"
 import { Databases } from "./database/registry.ts"
+import { Traverses } from "./database/traverse.ts"
 import type { NodeEnvironment } from "./environment.ts"
 import { IdTable } from "./ids.ts"
 import { RecoverySide } from "./recovery/mode.ts"
@@ -62,6 +63,7 @@ export class Node {
   readonly clients: Clients
   readonly databases: Databases
   readonly persistent: Persistent
+  readonly traverses: Traverses
   readonly freeze: NodeFreeze
   readonly calls: Calls
   readonly flags: Flags
@@ -91,22 +93,28 @@ export class Node {
     const askForRecovery = (reason: string) => this.recovery.ask(reason)
     this.databases = new Databases(state, environment, this.router, () => this.freeze, {
       attached: (database) => this.calls.attached(database),
-      detached: (database) => this.calls.detached(database),
+      detached: (database) => {
+        this.calls.detached(database)
+        this.traverses.detached(database)
+      },
     })
     this.freeze = new NodeFreeze(() => this.databases.all())
     this.calls = new Calls(state, environment, this.router, ids, (id) => this.databases.get(id), askForRecovery)
     this.router.records = this.calls
     this.clients = new Clients(state, environment, ids, this.router, askForRecovery)
     this.persistent = new Persistent(state, environment, this.router, this.databases, askForRecovery)
+    this.traverses = new Traverses(state, environment, this.router, this.databases)
     this.clients.onGone.push(
       (client) => this.databases.clientGone(client),
       (client) => this.persistent.clientGone(client),
+      (client) => this.traverses.clientGone(client),
     )
     this.links = new Links(state, environment, complaints, {
       onPacket: (peer, packet) => this.router.receiveFromNode(peer, packet),
       onConnected: () => {},
       onDisconnected: (node) => {
         this.router.nodeDisconnected(node.pnn)
+        this.traverses.nodeGone(node.pnn)
         if ((node.flags & (NodeFlag.BANNED | NodeFlag.STOPPED)) === 0) this.calls.nodeLost(node.pnn)
       },
       onDrain: () => {},

@@ -89,6 +89,11 @@ export class SrvidTable<Owner> {
     if (forAll !== undefined) for (const handler of forAll) handler.deliver(data, srvid)
   }
 
+  /** The same without those who are registered for all messages: the records of a traverse are for nobody else. */
+  deliverOnly(srvid: Word64, data: Uint8Array): void {
+    for (const handler of this.byHigh.get(srvid.hi)?.get(srvid.lo) ?? []) handler.deliver(data, srvid)
+  }
+
   private set(hi: number, lo: number, handlers: MessageHandler<Owner>[]): void {
     const byLow = this.byHigh.get(hi)
     if (byLow === undefined) return
