@@ -36,7 +36,8 @@ export class Keepalive {
   }
 
   start(): void {
-    this.environment.setTimer(this.state.tunables.KeepaliveInterval * 1000, () => this.tick())
+    // A tunable of 0 must not make the loop spin.
+    this.environment.setTimer(Math.max(1, this.state.tunables.KeepaliveInterval) * 1000, () => this.tick())
   }
 
   /** Says "alive" to one node now, besides the regular ones. */

@@ -77,6 +77,7 @@ export class RecoveryDaemon {
   /** Connects and goes on until the main daemon or stop() ends it. Throws if it can't connect. */
   start(): void {
     this.session.onClosed = () => {
+      if (this.stopped) return
       this.environment.log.error("recovery daemon parent died - exiting")
       this.stopped = true
       this.leadership.stop()
@@ -133,7 +134,7 @@ export class RecoveryDaemon {
     const startedMs = this.environment.monotonicMs()
     const over = () => {
       this.pass = undefined
-      const intervalMs = this.watch.own.tunables.RecoverInterval * 1000
+      const intervalMs = Math.max(1, this.watch.own.tunables.RecoverInterval) * 1000
       const leftMs = Math.max(0, startedMs + intervalMs - this.environment.monotonicMs())
       this.passTimer = this.environment.setTimer(leftMs, () => this.nextPass())
     }

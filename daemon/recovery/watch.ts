@@ -412,8 +412,9 @@ export class Watch {
       this.recoveries.lift()
     }
     environment.log.notice(finding.reason)
-    this.unfinished = true
+    // What was found stays to be found; only a recovery that has begun leaves something half done behind.
     if (!this.recoveries.begin()) return
+    this.unfinished = true
     try {
       yield* this.runRecovery(excluded)
     } finally {

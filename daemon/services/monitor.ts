@@ -31,7 +31,7 @@ export class Monitor {
   }
 
   private schedule(seconds: number): void {
-    this.environment.setTimer(seconds * 1000, () => this.look())
+    this.environment.setTimer(Math.max(1, seconds) * 1000, () => this.look())
   }
 
   private look(): void {
