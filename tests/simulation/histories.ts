@@ -22,11 +22,11 @@ const BAN_S = 20
  *                   which a leader may just have banned a second node for links cut before the end (10 s)
  *   leader    21 s  leader timeout 5 s, own answer 2 s, announcing 3 s, lock still held by an orphan 5 s, second round 6 s
  *                   (a vote without lock is shorter: 5 + 2 + 3 + 3.5 s)
- *   recovery  12 s  RerecoveryTimeout 10 s, next pass 1 s, recovery 1 s
+ *   recovery  18 s  the pause after recoveries that failed 16 s (RerecoveryTimeout is less), next pass 1 s, recovery 1 s
  *   start     20 s  RerecoveryTimeout + 3 s without a recovery, 1 s, startup event, monitor event after 2 s, flags spread
  *   monitor   15 s  a node made unhealthy by its script looks again after MonitorInterval
  */
-export const CONVERGENCE_MS = 160_000
+export const CONVERGENCE_MS = 170_000
 /** Once whole, nothing may change for so long: no other leader, no recovery. */
 const CALM_MS = 5000
 const LOOK_MS = 500
