@@ -105,6 +105,15 @@ export class Tdb {
   readonly standing: number[] = []
   /** For tests: called before every store of a commit or recovery to the file with a word on what comes next. */
   step: ((what: string) => void) | null = null
+  private lastHash = 0
+  private lastChain = 0
+  // The record found last: still there for the same key as long as no lock was given up and nothing was removed.
+  private foundKey: Uint8Array | null = null
+  private foundHash = 0
+  private foundOffset = 0
+  private foundStamp = 0
+  private lastTarget: Uint8Array | null = null
+  private lastTargetWords: Int32Array | null = null
   private waits: Waits | null = null
   private closed = false
 
@@ -130,6 +139,7 @@ export class Tdb {
 
   /** Make the current view that of the backing: after growth or a look at the file's size. */
   adopt(): void {
+    this.forget()
     const space = this.transaction === null ? this.backing : this.transaction.space
     this.w = space.words
     this.b = space.bytes
@@ -156,7 +166,10 @@ export class Tdb {
   putBytes(offset: number, source: Uint8Array): void {
     if (source.length === 0) return
     this.b.set(source, offset)
-    if (this.dirty !== null) this.dirty.fill(1, offset >>> 12, ((offset + source.length - 1) >>> 12) + 1)
+    const dirty = this.dirty
+    if (dirty === null) return
+    const last = (offset + source.length - 1) >>> 12
+    for (let page = offset >>> 12; page <= last; page++) dirty[page] = 1
   }
 
   fail(code: TdbErrorCode, reason: string, offset?: number): TdbError {
@@ -201,9 +214,14 @@ export class Tdb {
   }
 
   chainOf(hash: number): number {
+    // An operation asks several times, and a locked sequence of operations more often.
+    if (hash === this.lastHash) return this.lastChain
     // Integer arithmetic only: a remainder of numbers above 2^31 would be a floating point one.
     const hashSize = this.hashSize
-    return hash <= 0x7fffffff ? hash % hashSize : (((hash >>> 1) % hashSize) * 2 + (hash & 1)) % hashSize
+    const chain = hash <= 0x7fffffff ? hash % hashSize : (((hash >>> 1) % hashSize) * 2 + (hash & 1)) % hashSize
+    this.lastHash = hash
+    this.lastChain = chain
+    return chain
   }
 
   /** The file's hash of a key. */
@@ -239,6 +257,25 @@ export class Tdb {
 
   /** Offset of the live record with this key, 0 when there is none. Its chain is locked. */
   find(key: Uint8Array, hash: number): number {
+    if (key === this.foundKey && hash === this.foundHash && this.locks.stamp === this.foundStamp) {
+      return this.foundOffset
+    }
+    const offset = this.search(key, hash)
+    if (offset !== 0) {
+      this.foundKey = key
+      this.foundHash = hash
+      this.foundOffset = offset
+      this.foundStamp = this.locks.stamp
+    }
+    return offset
+  }
+
+  /** What `find` found is no longer true. */
+  forget(): void {
+    this.foundKey = null
+  }
+
+  private search(key: Uint8Array, hash: number): number {
     const w = this.w
     const signed = hash | 0
     const head = w[(AT_CHAINS >>> 2) + this.chainOf(hash)]!
@@ -260,10 +297,10 @@ export class Tdb {
         }
       }
     }
-    return this.findSlowly(key, hash)
+    return this.searchSlowly(key, hash)
   }
 
-  private findSlowly(key: Uint8Array, hash: number): number {
+  private searchSlowly(key: Uint8Array, hash: number): number {
     const keyLength = key.length
     const signed = hash | 0
     let offset = this.getUnsigned(AT_CHAINS + 4 * this.chainOf(hash))
@@ -499,13 +536,36 @@ export class Tdb {
       if (offset === 0) return -1
       const length = this.getUnsigned(offset + AT_DATA_LEN)
       if (length <= target.length - at) {
-        const start = offset + RECORD_HEADER + key.length
-        copyBytes.call(this.b, target, at, start, start + length)
+        this.copyOut(offset + RECORD_HEADER + key.length, target, at, length)
       }
       return length
     } finally {
       this.locks.unlock(list)
     }
+  }
+
+  // Callers read into the same buffer again and again: short data goes word by word, which beats any call.
+  private copyOut(start: number, target: Uint8Array, at: number, length: number): void {
+    if (length > 256 || ((start | at) & 3) !== 0) {
+      copyBytes.call(this.b, target, at, start, start + length)
+      return
+    }
+    if (target !== this.lastTarget) {
+      this.lastTarget = target
+      const aligned = (target.byteOffset & 3) === 0
+      this.lastTargetWords = aligned ? new Int32Array(target.buffer, target.byteOffset, target.length >>> 2) : null
+    }
+    const to = this.lastTargetWords
+    if (to === null) {
+      copyBytes.call(this.b, target, at, start, start + length)
+      return
+    }
+    const w = this.w
+    const from = start >>> 2
+    const first = at >>> 2
+    const words = length >>> 2
+    for (let i = 0; i < words; i++) to[first + i] = w[from + i]!
+    for (let i = words << 2; i < length; i++) target[at + i] = this.b[start + i]!
   }
 
   /** Run `parser` on a record's data in place, its chain locked; undefined when there is no such record. */
@@ -611,6 +671,7 @@ export class Tdb {
 
   /** Mark a record of a write-locked chain as dead, and give back what is more than max_dead. */
   deleteAt(offset: number, hash: number): void {
+    this.forget()
     this.put(offset + AT_MAGIC, DEAD)
     if (this.countSequence) this.incrementSequence()
     trimDead(this, this.chainOf(hash), this.maxDead)

@@ -90,6 +90,8 @@ export class Locks {
   upgradable = false
   transactionCount = 0
   waits: ListWaits | null = null
+  /** Changes whenever a lock is given up: what was seen under it may no longer be so. */
+  stamp = 0
   private allrecordMarked = false
   private transactionMarked = false
   private readonly count: Uint16Array
@@ -212,6 +214,7 @@ export class Locks {
   }
 
   private leave(list: number): void {
+    this.stamp++
     this.count[list] = 0
     this.heldLists--
     if (list !== FREELIST) this.heldChains--
@@ -223,7 +226,17 @@ export class Locks {
       this.count[list] = count - 1
       return
     }
-    if (count === 0) {
+    if (this.slow || count === 0 || this.waits !== null || (this.type[list]! & MARKED) !== 0) {
+      this.unlockSlowly(list)
+      return
+    }
+    this.leave(list)
+    if (this.mutexes === null) unlockRange(this.fd, FREELIST_LOCK + 4 * list, 1)
+    else unlockMutex(this.mutexes.lists + MUTEX_SIZE * list)
+  }
+
+  private unlockSlowly(list: number): void {
+    if (this.count[list] === 0) {
       if (this.allrecordCount !== 0) return
       throw this.refuse(`unlock of list ${list}, which is not locked`)
     }
@@ -406,6 +419,7 @@ export class Locks {
       this.allrecordCount--
       return
     }
+    this.stamp++
     this.allrecordCount = 0
     this.upgradable = false
     if (this.allrecordMarked) {
@@ -456,6 +470,7 @@ export class Locks {
       this.allrecordCount--
       return
     }
+    this.stamp++
     this.allrecordCount = 0
     this.upgradable = false
     this.allrecordMarked = false

@@ -22,6 +22,7 @@ export function wipe(db: Tdb): void {
     db.lockFreelist(true)
     try {
       if (db.transaction === null) db.refresh()
+      db.forget()
       for (let chain = 0; chain < db.hashSize; chain++) {
         const head = AT_CHAINS + 4 * chain
         if (db.get(head) !== 0) db.put(head, 0)
