@@ -152,16 +152,19 @@ export function parseBytes(invocation: Invocation, what: "key" | "value", word: 
   return invocation.fail(EINVAL, `Failed to parse ${what} ${word}`)
 }
 
-/** Bytes of hexadecimal text behind `0x`, or of other text; else the complaint. Also for the lines of ptrans. */
-export function bytesOfText(text: string | Uint8Array): Uint8Array | string {
+/**
+ * Bytes of hexadecimal text behind `0x`, or of other text with one character a byte; else the complaint, which quotes up to the end of the
+ * string that the text is the start of: `tail` is what follows.
+ */
+export function bytesOfText(text: string | Uint8Array, tail = ""): Uint8Array | string {
   if (typeof text !== "string") return text
   if (!text.startsWith("0x")) return Buffer.from(text, "latin1")
   const digits = text.slice(2)
-  if (digits.length % 2 !== 0) return `Key (${digits}) contains odd number of hex digits`
+  if (digits.length % 2 !== 0) return `Key (${digits}${tail}) contains odd number of hex digits`
   const bytes = new Uint8Array(digits.length / 2)
   for (let i = 0; i < bytes.length; i++) {
     const pair = digits.slice(2 * i, 2 * i + 2)
-    if (!/^[0-9a-fA-F]{2}$/.test(pair)) return `Invalid hex: ${pair}`
+    if (!/^[0-9a-fA-F]{2}$/.test(pair)) return `Invalid hex: ${digits.slice(2 * i)}${tail}`
     bytes[i] = Number.parseInt(pair, 16)
   }
   return bytes

@@ -92,9 +92,9 @@ export function parseLine(line: string): Line {
   if (first.kind !== "text") return { kind: "bad", text: first.text }
   const second = quoted(first.rest)
   if (second.kind !== "text") return { kind: "bad", text: second.text }
-  const key = bytesOfText(first.text)
+  const key = bytesOfText(first.text, `"${first.rest}`)
   if (typeof key === "string") return { kind: "bad", text: key }
-  const value = bytesOfText(second.text)
+  const value = bytesOfText(second.text, `"${second.rest}`)
   if (typeof value === "string") return { kind: "bad", text: value }
   return key.length === 0 ? { kind: "skip" } : { kind: "store", key, value }
 }
@@ -105,9 +105,9 @@ function quoted(
   | { readonly kind: "text"; readonly text: string; readonly rest: string }
   | { readonly kind: "bad"; readonly text: string } {
   const trimmed = text.replace(/^[ \t]+/, "")
-  if (!trimmed.startsWith('"')) return { kind: "bad", text: `Unsupported input format in ${trimmed}` }
+  if (!trimmed.startsWith('"')) return { kind: "bad", text: `Unsupported input format in ${text}` }
   const end = trimmed.indexOf('"', 1)
-  if (end < 0) return { kind: "bad", text: `Unmatched " in input ${trimmed}` }
+  if (end < 0) return { kind: "bad", text: `Unmatched " in input ${text}` }
   return { kind: "text", text: trimmed.slice(1, end), rest: trimmed.slice(end + 1) }
 }
 

@@ -85,14 +85,14 @@ export class Transaction {
     return value === undefined || value.length <= HEADER_SIZE ? undefined : value.slice(HEADER_SIZE)
   }
 
-  /** Stores when committed. Data that is there already is no change. @throws DatabaseError EINVAL in a readonly one */
+  /** Stores when committed. Data that is there already is no change; the last of several stores is the one that counts. @throws DatabaseError EINVAL in a readonly one */
   async store(key: Uint8Array, data: Uint8Array): Promise<void> {
     this.refuseEnded()
     if (this.readonly) throw new DatabaseError(this.database.name, "EINVAL", "the transaction is for reading only")
-    const local = await this.database.localRecord(key)
     const text = textOf(key)
-    if (sameData(local, data)) this.changes.delete(text)
-    else this.changes.set(text, { key: key.slice(), value: this.nextValue(local, data) })
+    const before = this.changes.get(text)?.value ?? (await this.database.localRecord(key))
+    if (sameData(before, data)) return
+    this.changes.set(text, { key: key.slice(), value: this.nextValue(before, data) })
   }
 
   /** Stores an empty record: clients never remove one. */
@@ -186,10 +186,10 @@ export class Transaction {
     return word64(readU32(value, HEADER_SIZE + 4), readU32(value, HEADER_SIZE))
   }
 
-  /** Header and data of the next version of a record: rsn one up, this node its dmaster. */
-  private nextValue(local: Uint8Array | undefined, data: Uint8Array): Uint8Array {
+  /** Header and data of the next version of a record: rsn one up for each store, this node its dmaster. */
+  private nextValue(before: Uint8Array | undefined, data: Uint8Array): Uint8Array {
     const value = new Uint8Array(HEADER_SIZE + data.length)
-    if (local !== undefined) value.set(local.subarray(0, HEADER_SIZE))
+    if (before !== undefined) value.set(before.subarray(0, HEADER_SIZE))
     const rsn = add(word64(readU32(value, 4), readU32(value, 0)), 1)
     writeU32(value, 0, rsn.lo)
     writeU32(value, 4, rsn.hi)
