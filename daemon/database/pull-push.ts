@@ -143,7 +143,8 @@ class Pull implements Passage {
         this.end()
         const data = new Uint8Array(4)
         writeU32(data, 0, this.count)
-        this.answer({ status: 0, data })
+        // Buffers to this node itself are delivered in the next turn: the answer must not overtake them.
+        environment.nextTurn(() => this.answer({ status: 0, data }))
         return
       }
     } while (environment.monotonicMs() < deadlineMs)
