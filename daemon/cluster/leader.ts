@@ -74,6 +74,8 @@ export class Leadership {
   private leaderTimer: Timer | undefined
   private priorityTime: Timeval
   private firstElection = true
+  /** There was a leader since this recovery daemon began: the cluster is not a starting one. */
+  private knewLeader = false
   private stopped = false
   /** When the last broadcast went out. */
   private saidMs = Number.NEGATIVE_INFINITY
@@ -147,13 +149,15 @@ export class Leadership {
 
   /** The node map has changed: a starting cluster that is complete and hears no leader need not wait any longer. */
   sawConnected(connected: number, listed: number): void {
-    if (this.leader !== UNKNOWN_PNN || !this.firstElection || connected < listed) {
+    if (this.knewLeader || connected < listed) {
       this.complete = undefined
       return
     }
     const nowMs = this.environment.monotonicMs()
     if (this.complete?.count !== connected) this.complete = { count: connected, sinceMs: nowMs }
-    if (nowMs - this.complete.sinceMs >= NOBODY_LEADS_MS && !this.electionInProgress) this.startElection()
+    if (nowMs - this.complete.sinceMs < NOBODY_LEADS_MS || this.electionInProgress) return
+    this.complete = undefined
+    this.startElection()
   }
 
   // ---- broadcasts ----------------------------------------------------------------------------------------------
@@ -391,6 +395,11 @@ export class Leadership {
   onElectionMessage(data: Uint8Array): void {
     const message = this.decodeMessage("election", () => decode(electionMessage, data))
     if (message === undefined || this.stopped || message.pnn === this.port.pnn()) return
+    if (this.settings.clusterLock !== undefined) {
+      // The lock alone decides, and nobody who has one sends this (cluster page 5.3): its sender is configured otherwise.
+      this.environment.log.warning(`Ignored election message of node ${message.pnn}: this cluster has a lock`)
+      return
+    }
     this.leaderTimer?.cancel()
     if (this.phase.name === "voting") this.phase.period.cancel()
     else this.leavePhase()
@@ -456,7 +465,7 @@ export class Leadership {
   }
 
   private setLeader(leader: number): void {
-    if (leader !== UNKNOWN_PNN) this.complete = undefined
+    if (leader !== UNKNOWN_PNN) this.knewLeader = true
     if (leader === this.leader) return
     this.leader = leader
     this.port.leaderChanged(leader)
