@@ -5,8 +5,16 @@
 import { isActive } from "../../daemon/state.ts"
 import type { Tunables } from "../../lib/config/tunables.ts"
 import { encode, u32 } from "../../lib/protocol/codec.ts"
-import { NodeFlag, RecoveryMode, RunState, Srvid, UNKNOWN_PNN } from "../../lib/protocol/constants.ts"
+import {
+  BROADCAST_CONNECTED,
+  NodeFlag,
+  RecoveryMode,
+  RunState,
+  Srvid,
+  UNKNOWN_PNN,
+} from "../../lib/protocol/constants.ts"
 import type { ControlName, RequestOf } from "../../lib/protocol/controls.ts"
+import { electionMessage } from "../../lib/protocol/structs.ts"
 import { Invariants } from "./invariants.ts"
 import { type Host, Random, type SimProcess, World } from "./world.ts"
 
@@ -57,6 +65,8 @@ export type Deed =
   | { readonly kind: "shutdown"; readonly pnn: Pnn; readonly via: number; readonly downMs: number }
   /** A client says that an election begins, and nothing follows. */
   | { readonly kind: "leader unknown"; readonly pnn: Pnn; readonly via: number }
+  /** A client sends every node an election message in the name of one of them: one that beats all others, or none. */
+  | { readonly kind: "false election"; readonly from: number; readonly via: number; readonly beatsAll: boolean }
 
 export interface Fault {
   readonly atMs: number
@@ -111,7 +121,7 @@ function deedOf(random: Random, nodes: number, lock: boolean): Deed {
   const forMs = Math.floor(random.between(100, random.chance(0.5) ? 6000 : 60_000))
   const from = random.below(nodes)
   const to = (from + 1 + random.below(nodes - 1)) % nodes
-  const choice = random.below(lock ? 28 : 26)
+  const choice = random.below(lock ? 29 : 27)
   switch (choice) {
     case 0:
     case 1:
@@ -158,6 +168,8 @@ function deedOf(random: Random, nodes: number, lock: boolean): Deed {
       return { kind: "shutdown", pnn, via, downMs }
     case 25:
       return { kind: "leader unknown", pnn, via }
+    case 26:
+      return { kind: "false election", from, via, beatsAll: random.chance(0.5) }
     default:
       return { kind: "lose lock" }
   }
@@ -304,6 +316,12 @@ class History {
       case "leader unknown":
         this.withClient(deed.via, (session) => session.sendMessage(host.pnn, Srvid.LEADER, encode(u32, UNKNOWN_PNN)))
         return
+      case "false election": {
+        const priorityTime = { sec: deed.beatsAll ? 1 : 0x7fff_ffff, usec: 0 }
+        const message = encode(electionMessage, { numConnected: 1, priorityTime, pnn: deed.from, nodeFlags: 0 })
+        this.withClient(deed.via, (session) => session.sendMessage(BROADCAST_CONNECTED, Srvid.ELECTION, message))
+        return
+      }
     }
   }
 
