@@ -160,7 +160,7 @@ export class Locks {
       lockRange(this.fd, write ? WRITE_LOCK : READ_LOCK, FREELIST_LOCK + 4 * list, 1)
     } else {
       const address = mutexes.lists + MUTEX_SIZE * list
-      if (tryLockMutex(address) === BUSY) return false
+      if ((wait ? lockMutex(address) : tryLockMutex(address)) === BUSY) return false
       if (mutexes.word[0] !== ALLRECORD_FREE && list !== FREELIST) {
         unlockMutex(address)
         return false

@@ -26,7 +26,7 @@ const which = join(directory, "which")
 const times = join(directory, "times")
 
 /** Each node owns a third of the records, as after migrations; the others have nothing of them yet. */
-function populate(node: StockNode, pnn: number, database: string, records: number): void {
+export function populate(node: StockNode, pnn: number, database: string, records: number): void {
   const tdb = openTdb(join(node.base, "volatile", `${database}.${pnn}`), {
     flags: MUTEX_LOCKING | INCOMPATIBLE_HASH | NOSYNC,
   })
@@ -108,11 +108,14 @@ function standIn([whichPath = "", timesPath = "", output = "", socket = "", gene
   process.exit(run.exitCode)
 }
 
-if (process.argv[2] === "--helper") standIn(process.argv.slice(3))
-symlinkSync(binary, ours)
-const wanted = process.argv.slice(2)
-for (const word of wanted.length > 0 ? wanted : ["10000", "100000x1", "100000x10"]) {
-  const [records = 0, databases = 1] = word.split("x").map(Number)
-  await measure(records, databases)
+if (import.meta.main && process.argv[2] === "--helper") standIn(process.argv.slice(3))
+if (import.meta.main) {
+  symlinkSync(binary, ours)
+  const wanted = process.argv.slice(2)
+  for (const word of wanted.length > 0 ? wanted : ["10000", "100000x1", "100000x10"]) {
+    const [records = 0, databases = 1] = word.split("x").map(Number)
+    await measure(records, databases)
+  }
+  rmSync(directory, { recursive: true, force: true })
+  process.exit(0)
 }
-rmSync(directory, { recursive: true, force: true })

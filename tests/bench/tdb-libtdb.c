@@ -49,6 +49,11 @@ int main(int argc, char **argv)
 	TDB_DATA *list = calloc(keys, sizeof(*list));
 	for (int i = 0; i < keys; i++) { list[i] = key_of(buf, i); list[i].dptr = (unsigned char *)strdup(buf); }
 	if (!strcmp(op, "fetchstore")) for (int i = 0; i < keys; i++) p_store(t, list[i], data, 0);
+	if (!strcmp(op, "commit")) for (long i = 0; i < 3; i++) {
+		if (p_start(t)) return 4;
+		for (int j = 0; j < keys; j++) { value[0] = i + j; if (p_store(t, list[j], data, 0)) return 4; }
+		if (p_commit(t)) return 4;
+	}
 	while (now() / 1e6 < atof(argv[7])) ;
 	double start = now();
 	if (!strcmp(op, "fill")) for (long i = 0; i < n; i++) { if (p_store(t, key_of(buf, i), data, 0)) return 4; }

@@ -289,3 +289,31 @@ test("the transaction lock is waited for", async () => {
   expect(await peer.call("fetch", "a")).toBe("ours")
   expect(await peer.call("start")).toBe(0)
 })
+
+for (const [kind, flags] of FILES) {
+  test(`${kind}: a transaction in locks that were waited for commits without blocking for readers`, async () => {
+    const { db, peer } = await together(flags)
+    await peer.call("lock", "a")
+    const lock = (wait: (granted: (held: Held | null) => void) => unknown): Promise<Held> =>
+      new Promise((resolve) => {
+        wait((held) => {
+          held!.keep()
+          resolve(held!)
+        })
+      })
+    const transaction = await lock((granted) => db.waitForTransaction(granted))
+    const waiting = lock((granted) => db.waitForAllrecord(true, granted))
+    await peer.call("unlock", "a")
+    const all = await waiting
+    db.startTransaction()
+    for (let i = 0; i < 50; i++) db.store(Buffer.from(`k${i}`), new Uint8Array(500))
+    db.commit()
+    expect(await peer.call("try", "a")).toBe(-1)
+    all.release()
+    transaction.release()
+    expect(await peer.call("try", "a")).toBe(0)
+    expect(await peer.call("unlock", "a")).toBe(0)
+    expect(await peer.call("check")).toBe(0)
+    if (kind === "fcntl") expect(await peer.call("start")).toBe(0)
+  })
+}
