@@ -41,6 +41,8 @@ export interface Surroundings {
   readonly generation: number
   /** RecBufferSizeLimit, bytes. */
   readonly bufferLimit: number
+  /** DatabaseHashSize. */
+  readonly hashSize: number
   /**
    * Looks into a failure. Returns the nodes whose fault it was.
    * @throws whatever ends the whole recovery: a member has gone, a newer recovery runs
@@ -112,24 +114,29 @@ class DatabaseRecovery {
 
   /** @throws PhaseFailure, SysError, TdbError: what was done stays done, the next attempt starts over it */
   *attempt(last: boolean): Task<void> {
-    const { requests, members, generation, gate, progress } = this.around
+    const { requests, members, generation, gate, progress, log } = this.around
     const { dbId } = this.known
     const transaction = { dbId, tid: generation }
     this.name ??= yield* this.agreedName()
     yield* this.attachWhereMissing(this.name)
     yield* this.restoreFlags()
+    const watch = new PhaseTimes(this.around.scheduler)
     yield* requests.tell("DB_FREEZE", members, dbId)
+    watch.over("freeze")
     if (!this.frozen) progress.frozen++
     this.frozen = true
     yield* requests.tell("DB_TRANSACTION_START", members, transaction)
     const pass = yield* gate.enter()
+    watch.over("wait")
     try {
-      yield* this.moveRecords(pass, last)
+      yield* this.moveRecords(pass, last, watch)
     } finally {
       pass.leave()
     }
     yield* requests.tell("DB_TRANSACTION_COMMIT", members, transaction)
     yield* requests.tell("DB_THAW", members, dbId)
+    watch.over("commit")
+    log.info(`recovered database ${this.label}: ${watch.text}`)
   }
 
   /** A database's id is made from its name: who says another one is at fault. */
@@ -208,13 +215,14 @@ class DatabaseRecovery {
     }
   }
 
-  private *moveRecords(pass: Pass, last: boolean): Task<void> {
-    const { session, requests, srvids, files, progress, members, generation, bufferLimit } = this.around
+  private *moveRecords(pass: Pass, last: boolean, watch: PhaseTimes): Task<void> {
+    const { session, requests, srvids, files, progress, members, generation, bufferLimit, hashSize } = this.around
     const { dbId } = this.known
-    const merge = new RecordMerge(dbId, files)
+    const merge = new RecordMerge(dbId, files, hashSize)
     const kept = new DivergedRecords(this.around, this.label)
     try {
       const rule = yield* this.collect(merge, kept, pass, last)
+      watch.over(`pull of ${merge.records} records`)
       yield* requests.tell("WIPE_DATABASE", members, { dbId, tid: generation })
       pass.moved()
       yield* push({
@@ -230,6 +238,7 @@ class DatabaseRecovery {
           progress.pushedBytes += bytes
         },
       })
+      watch.over("push")
       kept.keep()
     } finally {
       kept.abandon()
@@ -278,6 +287,22 @@ class DatabaseRecovery {
       equals: new Set(equals.map((pnn) => members.indexOf(pnn))),
       onDiverged: (source, key, data) => kept.add(members[source]!, key, data),
     }
+  }
+}
+
+/** Where the time went, for the log. */
+class PhaseTimes {
+  text = ""
+  private sinceMs: number
+
+  constructor(private readonly scheduler: Scheduler) {
+    this.sinceMs = scheduler.monotonicMs()
+  }
+
+  over(phase: string): void {
+    const nowMs = this.scheduler.monotonicMs()
+    this.text += `${this.text === "" ? "" : ", "}${phase} ${Math.round(nowMs - this.sinceMs)} ms`
+    this.sinceMs = nowMs
   }
 }
 

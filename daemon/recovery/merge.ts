@@ -24,11 +24,12 @@ const AT_DMASTER = 8
 const AT_FLAGS = 16
 
 /**
- * The field `reqid`, which means nothing in a pull, holds what the merge needs of a stored record: which source it came
- * from, and the bits of its key's hash that its partition does not tell.
+ * The field `reqid`, which means nothing in a pull, holds what the merge needs of a stored record: the chain that it has in
+ * a node's file, and which source it came from.
  */
 const SOURCE_BITS = 10
 export const SOURCES_MAX = 1 << SOURCE_BITS
+const CHAINS_MAX = 2 ** (32 - SOURCE_BITS)
 
 const SEQNUM_KEY_BYTES = new TextEncoder().encode(`${SEQNUM_KEY}\0`)
 
@@ -55,6 +56,9 @@ interface Load {
   readonly view: DataView
   readonly length: number
   readonly count: number
+  /** The chains that it is about. */
+  readonly firstChain: number
+  readonly chains: number
 }
 
 export class RecordMerge {
@@ -75,10 +79,19 @@ export class RecordMerge {
   private work = new Uint8Array(0)
   private table = new Int32Array(0)
 
+  private readonly chains: number
+
+  /**
+   * @param hashSize chains of a volatile database's file (DatabaseHashSize): records come out in the order of chains, in
+   *   which nodes store them with the fewest jumps through their files
+   */
   constructor(
     private readonly dbId: number,
     private readonly files: RecoveryFiles,
-  ) {}
+    hashSize: number,
+  ) {
+    this.chains = Math.min(Math.max(hashSize, PARTITIONS), CHAINS_MAX)
+  }
 
   /**
    * Takes one record buffer of a source; copies what it keeps. Returns the number of its records.
@@ -108,8 +121,8 @@ export class RecordMerge {
     for (let index = 0; index < count; index++) {
       const length = checkRecord(view, at, chunk.length)
       const keyStart = at + REC_DATA_HEAD
-      const hash = jenkinsHash(chunk, keyStart, keyStart + view.getUint32(at + AT_KEY_LENGTH, true))
-      view.setUint32(at + AT_TAG, tagOf(hash, source), true)
+      const chain = this.chainOf(chunk, keyStart, view.getUint32(at + AT_KEY_LENGTH, true))
+      view.setUint32(at + AT_TAG, tagOf(chain, source), true)
       at += length
     }
     this.chunks.push(at === chunk.length ? chunk : chunk.subarray(0, at))
@@ -130,9 +143,8 @@ export class RecordMerge {
       const view = new DataView(chunk.buffer, chunk.byteOffset, chunk.byteLength)
       for (let at = 0; at < chunk.length; ) {
         const length = view.getUint32(at + AT_LENGTH, true)
-        const keyStart = at + REC_DATA_HEAD
-        const hash = jenkinsHash(chunk, keyStart, keyStart + view.getUint32(at + AT_KEY_LENGTH, true))
-        this.append(hash % PARTITIONS, chunk, at, length, view.getUint32(at + AT_TAG, true))
+        const tag = view.getUint32(at + AT_TAG, true)
+        this.append(this.partitionOf(tag >>> SOURCE_BITS), chunk, at, length, tag)
         at += length
       }
     }
@@ -143,10 +155,19 @@ export class RecordMerge {
     for (let index = 0; index < count; index++) {
       const length = checkRecord(view, at, buffer.length)
       const keyStart = at + REC_DATA_HEAD
-      const hash = jenkinsHash(buffer, keyStart, keyStart + view.getUint32(at + AT_KEY_LENGTH, true))
-      this.append(hash % PARTITIONS, buffer, at, length, tagOf(hash, source))
+      const chain = this.chainOf(buffer, keyStart, view.getUint32(at + AT_KEY_LENGTH, true))
+      this.append(this.partitionOf(chain), buffer, at, length, tagOf(chain, source))
       at += length
     }
+  }
+
+  private chainOf(bytes: Uint8Array, keyStart: number, keyLength: number): number {
+    return jenkinsHash(bytes, keyStart, keyStart + keyLength) % this.chains
+  }
+
+  /** Partitions are ranges of chains. */
+  private partitionOf(chain: number): number {
+    return Math.floor((chain * PARTITIONS) / this.chains)
   }
 
   private append(partition: number, from: Uint8Array, at: number, length: number, tag: number): void {
@@ -188,7 +209,7 @@ export class RecordMerge {
     const leader = rule.leader
     const partitions = this.scratch === undefined ? 1 : PARTITIONS
     for (let partition = 0; partition < partitions; partition++) {
-      const load = this.load(partition)
+      const load = this.load(partition, partitions)
       if (load.count === 0) continue
       const slots = rule.kind === "volatile" ? this.mergeVolatile(load, rule.leader) : this.mergeWhole(load, rule)
       const { bytes, view } = load
@@ -207,7 +228,7 @@ export class RecordMerge {
     yield out.close()
   }
 
-  private load(partition: number): Load {
+  private load(partition: number, partitions: number): Load {
     const { scratch } = this
     const length =
       scratch === undefined ? this.chunks.reduce((sum, chunk) => sum + chunk.length, 0) : this.sizes[partition]!
@@ -231,7 +252,9 @@ export class RecordMerge {
       work.set(this.slots.subarray(partition * SLOT, partition * SLOT + rest), at)
     }
     const count = scratch === undefined ? this.records : this.counts[partition]!
-    return { bytes: work, view: new DataView(work.buffer), length, count }
+    const firstChain = Math.ceil((partition * this.chains) / partitions)
+    const chains = Math.ceil(((partition + 1) * this.chains) / partitions) - firstChain
+    return { bytes: work, view: new DataView(work.buffer), length, count, firstChain, chains }
   }
 
   /** An empty table with room for `count` keys: places in the load, plus one. */
@@ -244,10 +267,10 @@ export class RecordMerge {
   }
 
   private mergeVolatile(load: Load, leader: number): Int32Array {
-    const { bytes, view, length } = load
+    const { view, length } = load
     const table = this.emptyTable(load.count)
     for (let at = 0; at < length; at += view.getUint32(at + AT_LENGTH, true)) {
-      const slot = find(table, bytes, view, at)
+      const slot = find(table, load, at)
       const stored = table[slot]!
       if (stored === 0 || wins(view, stored - 1, at, leader)) table[slot] = at + 1
     }
@@ -258,12 +281,12 @@ export class RecordMerge {
     const { bytes, view, length } = load
     const table = this.emptyTable(load.count)
     for (let at = 0; at < length; at += view.getUint32(at + AT_LENGTH, true)) {
-      if (sourceOf(view, at) === rule.winner) table[find(table, bytes, view, at)] = at + 1
+      if (sourceOf(view, at) === rule.winner) table[find(table, load, at)] = at + 1
     }
     for (let at = 0; at < length; at += view.getUint32(at + AT_LENGTH, true)) {
       const source = sourceOf(view, at)
       if (source === rule.winner) continue
-      const winner = table[find(table, bytes, view, at)]!
+      const winner = table[find(table, load, at)]!
       if (!diverges(bytes, view, winner - 1, at, rule.equals.has(source))) continue
       const keyStart = at + REC_DATA_HEAD
       const dataStart = keyStart + view.getUint32(at + AT_KEY_LENGTH, true)
@@ -345,22 +368,25 @@ function sourceOf(view: DataView, at: number): number {
   return view.getUint32(at + AT_TAG, true) & (SOURCES_MAX - 1)
 }
 
-function tagOf(hash: number, source: number): number {
-  return ((hash & ~(SOURCES_MAX - 1)) | source) >>> 0
+function tagOf(chain: number, source: number): number {
+  return ((chain << SOURCE_BITS) | source) >>> 0
 }
 
-/** The place of a record's key in the table: where it is, or the free one where it belongs. */
-function find(table: Int32Array, bytes: Uint8Array, view: DataView, at: number): number {
+/**
+ * The place of a record's key in the table: where it is, or the free one where it belongs. Places rise with the chains, so
+ * that a walk over the table meets the records in about their order.
+ */
+function find(table: Int32Array, { bytes, view, firstChain, chains }: Load, at: number): number {
   const mask = table.length - 1
-  const hash = view.getUint32(at + AT_TAG, true) >>> SOURCE_BITS
+  const chain = view.getUint32(at + AT_TAG, true) >>> SOURCE_BITS
   const keyLength = view.getUint32(at + AT_KEY_LENGTH, true)
-  let slot = hash & mask
+  let slot = Math.floor(((chain - firstChain) * table.length) / chains) & mask
   for (;;) {
     const entry = table[slot]!
     if (entry === 0) return slot
     const other = entry - 1
     if (
-      view.getUint32(other + AT_TAG, true) >>> SOURCE_BITS === hash &&
+      view.getUint32(other + AT_TAG, true) >>> SOURCE_BITS === chain &&
       view.getUint32(other + AT_KEY_LENGTH, true) === keyLength &&
       sameBytes(bytes, other + REC_DATA_HEAD, at + REC_DATA_HEAD, keyLength)
     ) {

@@ -241,6 +241,7 @@ class Recovery {
       members: this.members,
       generation,
       bufferLimit: tunables.RecBufferSizeLimit,
+      hashSize: tunables.DatabaseHashSize,
       judge: (failure) => this.judge(failure),
     }
   }

@@ -122,44 +122,6 @@ export function* together<T>(
   return ends
 }
 
-/** A task that runs on its own while its starter goes on. */
-export interface Running<T> {
-  /** Its result, or its error thrown. */
-  wait(): Task<T>
-  cancel(): void
-}
-
-export function begin<T>(task: Task<T>): Running<T> {
-  let ended: Ended<T> | undefined
-  let waiter: ((value: unknown) => void) | undefined
-  const end = (result: Ended<T>) => {
-    ended = result
-    waiter?.(undefined)
-  }
-  const running = run(
-    task,
-    (value) => end({ ok: true, value }),
-    (error) => end({ ok: false, error }),
-  )
-  return {
-    *wait() {
-      if (ended === undefined) {
-        yield (resume) => {
-          waiter = resume
-          return () => {
-            waiter = undefined
-          }
-        }
-      }
-      const result = ended as Ended<T> | undefined
-      if (result === undefined) throw new Error("a task was waited for twice")
-      if (!result.ok) throw result.error
-      return result.value
-    },
-    cancel: () => running.cancel(),
-  }
-}
-
 export interface Question<N extends ControlName = ControlName> {
   readonly control: N
   readonly pnn: number

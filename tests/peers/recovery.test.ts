@@ -152,10 +152,12 @@ describe.skipIf(!stockInstalled)("as helper of stock nodes", () => {
     writeFileSync(plan, JSON.stringify(faults))
     // Any of them may be the leader.
     const logged = cluster.nodes.map((node) => node.log().length)
+    const newLog = () => cluster.nodes.map((node, pnn) => node.log().slice(logged[pnn])).join("\n")
     await recover(first())
+    await waitUntil("the end of the recovery", () => newLog().includes("Recovery complete"), 60_000)
     const applied = readFileSync(`${plan}.log`, "utf8").trim().split("\n")
     rmSync(plan)
-    return { applied, log: cluster.nodes.map((node, pnn) => node.log().slice(logged[pnn])).join("\n") }
+    return { applied, log: newLog() }
   }
 
   /** A database's own controls: the attempt fails, the next one of the same recovery succeeds. */

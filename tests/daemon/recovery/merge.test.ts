@@ -1,7 +1,7 @@
 // The merge against the reference's rule (cluster-and-recovery 7.5) applied record by record in the order of nodes, for
 // random copies in random orders of arrival, in memory and over a scratch file; and what it must refuse and tell.
 
-import { expect, test } from "bun:test"
+import { expect, setDefaultTimeout, test } from "bun:test"
 import { mkdtempSync, readdirSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
@@ -13,8 +13,11 @@ import { word64 } from "../../../lib/protocol/word64.ts"
 import { openTdb } from "../../../lib/tdb/tdb.ts"
 import { Random } from "../../simulation/world.ts"
 
+setDefaultTimeout(60_000)
+
 const DB = 0xd56fcbab
 const LEADER = 1
+const HASH_SIZE = 100_001
 const files = diskFiles(mkdtempSync(join(tmpdir(), "ctdb-merge-")))
 
 interface Copy {
@@ -99,7 +102,7 @@ test("whatever the order of arrival, the records are those of the serial rule", 
   for (let seed = 1; seed <= 300; seed++) {
     const random = new Random(seed)
     const nodes = randomCopies(random, 60, 20)
-    const merge = new RecordMerge(DB, files)
+    const merge = new RecordMerge(DB, files, HASH_SIZE)
     arrive(random, merge, nodes)
     const { records } = result(merge, { kind: "volatile", leader: LEADER }, 100 + random.below(2000))
     expect({ seed, records }).toEqual({ seed, records: bySerialRule(nodes) })
@@ -111,7 +114,7 @@ test("the same over a scratch file, which has no name", () => {
   for (let seed = 1; seed <= 4; seed++) {
     const random = new Random(seed)
     const nodes = randomCopies(random, 9000, 900)
-    const merge = new RecordMerge(DB, diskFiles(directory))
+    const merge = new RecordMerge(DB, diskFiles(directory), HASH_SIZE)
     arrive(random, merge, nodes)
     expect(merge.bytes).toBeGreaterThan(4 * 1024 * 1024)
     expect(readdirSync(directory)).toEqual([])
@@ -122,11 +125,11 @@ test("the same over a scratch file, which has no name", () => {
 })
 
 test("one buffer even without records, and a record of any size", () => {
-  const empty = new RecordMerge(DB, files)
+  const empty = new RecordMerge(DB, files, HASH_SIZE)
   expect(result(empty, { kind: "volatile", leader: LEADER })).toEqual({ records: [], sizes: [8] })
   const one = { key: "big", rsn: 1, dmaster: 2, flags: 0, value: "x".repeat(9_000_000) }
   const small = { ...one, key: "small", value: "y" }
-  const merge = new RecordMerge(DB, files)
+  const merge = new RecordMerge(DB, files, HASH_SIZE)
   merge.add(0, buffer([small, one]))
   const { records, sizes } = result(merge, { kind: "volatile", leader: LEADER })
   expect(records.length).toBe(2)
@@ -151,9 +154,9 @@ test("a buffer that can't be right is refused", () => {
     "cut off": good.slice(0, good.length - 1),
   }
   for (const [what, bytes] of Object.entries(cases)) {
-    expect(() => new RecordMerge(DB, files).add(0, bytes), what).toThrow(ProtocolError)
+    expect(() => new RecordMerge(DB, files, HASH_SIZE).add(0, bytes), what).toThrow(ProtocolError)
   }
-  expect(new RecordMerge(DB, files).add(0, good)).toBe(1)
+  expect(new RecordMerge(DB, files, HASH_SIZE).add(0, good)).toBe(1)
 })
 
 test("one copy whole; of the others, what is no older state of it is told", () => {
@@ -178,7 +181,7 @@ test("one copy whole; of the others, what is no older state of it is told", () =
     { ...common, key: "only there", rsn: 1, value: "theirs" },
   ]
   const told: string[] = []
-  const merge = new RecordMerge(DB, files)
+  const merge = new RecordMerge(DB, files, HASH_SIZE)
   merge.add(2, buffer(other))
   merge.add(0, buffer(older))
   merge.add(1, buffer(winner))
@@ -201,7 +204,7 @@ test("one copy whole; of the others, what is no older state of it is told", () =
 test("with the winner's sequence number, a copy must not differ at all", () => {
   const one = { key: "k", rsn: 3, dmaster: 0, flags: 0, value: "a" }
   const told: number[] = []
-  const merge = new RecordMerge(DB, files)
+  const merge = new RecordMerge(DB, files, HASH_SIZE)
   for (const [source, rsn] of [3, 2, 1].entries()) merge.add(source, buffer([{ ...one, rsn, value: `rsn ${rsn}` }]))
   const equals = new Set([0, 1])
   const onDiverged = (source: number) => told.push(source)

@@ -1,0 +1,162 @@
+// Recoveries of databases in clusters of our nodes and stock ones, led by either: what the nodes hold afterwards, when nodes
+// are killed and come back, and when a client holds a lock that a recovery waits for.
+
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test"
+import { join } from "node:path"
+import { Client } from "../../lib/client/client.ts"
+import { CallFlag, CallId } from "../../lib/protocol/constants.ts"
+import { databaseId } from "../../lib/protocol/hash.ts"
+import { INCOMPATIBLE_HASH, MUTEX_LOCKING, NOSYNC } from "../../lib/tdb/format.ts"
+import { openTdb } from "../../lib/tdb/tdb.ts"
+import { values } from "./database-contents.ts"
+import { type Kind, MixedCluster } from "./nodes.ts"
+import { stockInstalled } from "./stock.ts"
+
+setDefaultTimeout(180_000)
+
+const compositions: readonly (readonly Kind[])[] = [
+  ["ours", "ours", "ours"],
+  ["ours", "stock", "stock"],
+  ["stock", "ours", "ours"],
+]
+const TUNABLES = ["VacuumInterval=10000", "RerecoveryTimeout=2"]
+
+for (const [index, kinds] of compositions.entries()) {
+  describe.skipIf(!stockInstalled)(kinds.join(", "), () => {
+    const cluster = new MixedCluster(`127.71.${20 + index}.`, kinds, { lock: true, tunables: TUNABLES })
+    beforeAll(async () => {
+      await cluster.startAll()
+      await cluster.allOk()
+    }, 60_000)
+    afterAll(() => cluster.end(), 60_000)
+
+    const tool = async (pnn: number, ...words: string[]): Promise<string> => {
+      const { status, stdout, stderr } = await cluster.node(pnn).tool("-t", "30", ...words)
+      expect({ words, status, stderr }).toEqual({ words, status: 0, stderr: "" })
+      return stdout
+    }
+    const running = () => cluster.pnns.filter((pnn) => cluster.nodes[pnn] !== undefined)
+    const write = async (name: string, expected: Map<string, string>, round: string): Promise<void> => {
+      const nodes = running()
+      const command = name === "v.tdb" ? "writekey" : "pstore"
+      for (let i = 0; i < 9; i++) {
+        await tool(nodes[i % nodes.length]!, command, name, `key ${i}`, `${round} ${i}`)
+        expected.set(`key ${i}`, `${round} ${i}`)
+      }
+    }
+    /** A recovery now, and its end. */
+    const recover = async (): Promise<void> => {
+      const node = running()[0]!
+      const before = (await cluster.view(node))!.generation
+      await cluster.node(node).tool("-t", "60", "recover")
+      const deadline = performance.now() + 60_000
+      for (;;) {
+        const now = await cluster.view(node)
+        if (now !== undefined && now.generation !== before && now.recoveryMode === 0) break
+        if (performance.now() > deadline) throw new Error(`no recovery\n${cluster.logEnds()}`)
+        await Bun.sleep(50)
+      }
+      await cluster.allOk()
+    }
+    const hold = (name: string, expected: ReadonlyMap<string, string>): void => {
+      const lines = [...expected].map(([key, value]) => `${key} = ${value}`).sort()
+      for (const pnn of running()) {
+        const held = values(cluster.base(pnn), name, pnn).filter((line) => !line.startsWith("__db_sequence"))
+        expect({ name, pnn, held }).toEqual({ name, pnn, held: lines })
+      }
+    }
+
+    const volatile = new Map<string, string>()
+    const persistent = new Map<string, string>()
+    const replicated = new Map<string, string>()
+
+    test("after a recovery every node holds every record", async () => {
+      await tool(0, "attach", "v.tdb")
+      await tool(1, "attach", "p.tdb", "persistent")
+      await tool(2, "attach", "r.tdb", "replicated")
+      await write("v.tdb", volatile, "first")
+      await write("p.tdb", persistent, "first")
+      await write("r.tdb", replicated, "first")
+      await tool(1, "deletekey", "v.tdb", "key 3")
+      volatile.delete("key 3")
+      await recover()
+      hold("v.tdb", volatile)
+      hold("p.tdb", persistent)
+      hold("r.tdb", replicated)
+    })
+
+    test("a node that is killed, and comes back to databases it has missed", async () => {
+      await cluster.kill(2)
+      await cluster.allOk()
+      hold("v.tdb", volatile)
+      await write("v.tdb", volatile, "without 2")
+      await write("p.tdb", persistent, "without 2")
+      await tool(0, "attach", "late.tdb")
+      await tool(0, "writekey", "late.tdb", "key", "value")
+      await cluster.start(2)
+      await cluster.allOk()
+      hold("v.tdb", volatile)
+      hold("p.tdb", persistent)
+      hold("r.tdb", replicated)
+      hold("late.tdb", new Map([["key", "value"]]))
+    })
+
+    test("the leader is killed, then two nodes at once", async () => {
+      const leader = cluster.leader(1)
+      await cluster.kill(leader)
+      await cluster.allOk()
+      hold("v.tdb", volatile)
+      hold("p.tdb", persistent)
+      await cluster.start(leader)
+      await cluster.allOk()
+      await Promise.all([1, 2].map((pnn) => cluster.kill(pnn)))
+      await cluster.allOk()
+      hold("v.tdb", volatile)
+      hold("p.tdb", persistent)
+      hold("r.tdb", replicated)
+      for (const pnn of [1, 2]) await cluster.start(pnn)
+      await cluster.allOk()
+      for (const [name, expected] of [
+        ["v.tdb", volatile],
+        ["p.tdb", persistent],
+        ["r.tdb", replicated],
+      ] as const) {
+        hold(name, expected)
+      }
+    })
+
+    test("a client holds a record of one database and waits for one whose owner has died", async () => {
+      await tool(0, "attach", "held.tdb")
+      await tool(0, "writekey", "held.tdb", "record", "value")
+      await tool(2, "writekey", "v.tdb", "key 0", "of 2")
+      const client = await Client.connect({ socket: cluster.node(0).socket, timeoutMs: 5000 })
+      const file = openTdb(join(cluster.base(0), "volatile", "held.tdb.0"), {
+        flags: MUTEX_LOCKING | INCOMPATIBLE_HASH | NOSYNC,
+      })
+      const hash = file.hash(Buffer.from("record"))
+      file.lockChain(hash)
+      let holding = true
+      try {
+        await cluster.kill(2)
+        const call = client.call({
+          dbId: databaseId("v.tdb"),
+          key: Buffer.from("key 0"),
+          callid: CallId.NULL,
+          flags: CallFlag.IMMEDIATE_MIGRATION,
+          timeoutMs: 20_000,
+        })
+        // Answered while the lock is still held: a recovery that froze all first would wait for it.
+        await call
+        file.unlockChain(hash)
+        holding = false
+      } finally {
+        if (holding) file.unlockChain(hash)
+        file.close()
+        await client.close()
+      }
+      await cluster.allOk()
+      await cluster.start(2)
+      await cluster.allOk()
+    })
+  })
+}
