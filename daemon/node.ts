@@ -16,9 +16,12 @@ import { Links } from "./cluster/links.ts"
 import { Complaints } from "./complaints.ts"
 import { execute } from "./controls.ts"
 import { Calls } from "./database/calls.ts"
+import { Collapse } from "./database/collapse.ts"
 import { NodeFreeze } from "./database/freeze.ts"
 import { Persistent } from "./database/persistent.ts"
+import { Delegations } from "./database/readonly.ts"
 import { Databases } from "./database/registry.ts"
+import { Sticky } from "./database/sticky.ts"
 import { Traverses } from "./database/traverse.ts"
 import type { NodeEnvironment } from "./environment.ts"
 import { IdTable } from "./ids.ts"
@@ -91,27 +94,36 @@ export class Node {
     const complaints = new Complaints(environment)
     this.router = new Router(state, environment, ids, complaints, () => this.links)
     const askForRecovery = (reason: string) => this.recovery.ask(reason)
+    const delegations = new Delegations(state, environment, this.router)
+    const sticky = new Sticky(state, environment)
+    const collapse = new Collapse(environment)
     this.databases = new Databases(state, environment, this.router, () => this.freeze, {
-      attached: (database) => this.calls.attached(database),
+      attached: (database) => {
+        for (const room of [delegations, sticky, collapse, this.calls]) room.attached(database)
+        database.onWipe = () => delegations.forget(database)
+      },
       detached: (database) => {
-        this.calls.detached(database)
+        for (const room of [this.calls, delegations, sticky, collapse]) room.detached(database)
         this.traverses.detached(database)
       },
     })
     this.freeze = new NodeFreeze(() => this.databases.all())
-    this.calls = new Calls(state, environment, this.router, ids, (id) => this.databases.get(id), askForRecovery)
+    const find = (id: number) => this.databases.get(id)
+    const { router } = this
+    this.calls = new Calls(state, environment, router, ids, find, askForRecovery, delegations, sticky, collapse)
     this.router.records = this.calls
     this.clients = new Clients(state, environment, ids, this.router, askForRecovery)
     this.persistent = new Persistent(state, environment, this.router, this.databases, askForRecovery)
     this.traverses = new Traverses(state, environment, this.router, this.databases)
     this.clients.onGone.push(
+      (client) => this.calls.clientGone(client),
       (client) => this.databases.clientGone(client),
       (client) => this.persistent.clientGone(client),
       (client) => this.traverses.clientGone(client),
     )
     this.links = new Links(state, environment, complaints, {
       onPacket: (peer, packet) => this.router.receiveFromNode(peer, packet),
-      onConnected: () => {},
+      onConnected: (node) => this.calls.nodeConnected(node.pnn),
       onDisconnected: (node) => {
         this.router.nodeDisconnected(node.pnn)
         this.traverses.nodeGone(node.pnn)

@@ -8,7 +8,7 @@
 
 import { Priority } from "../../lib/net/ports.ts"
 import { ProtocolError } from "../../lib/protocol/codec.ts"
-import { CallFlag, CallId, NodeFlag, RecordFlag, RecoveryMode } from "../../lib/protocol/constants.ts"
+import { CallFlag, CallId, DbFlag, NodeFlag, RecordFlag, RecoveryMode } from "../../lib/protocol/constants.ts"
 import { putDestnode, putHopcount } from "../../lib/protocol/header.ts"
 import {
   decodePacket,
@@ -26,11 +26,16 @@ import type { IdTable } from "../ids.ts"
 import type { IdEntry, LocalClient, PendingRecordCall, RecordTraffic, Router } from "../routing.ts"
 import { isActive, type NodeState } from "../state.ts"
 import { addLatency, hopBucket } from "../statistics.ts"
+import type { Collapse } from "./collapse.ts"
 import type { Database } from "./database.ts"
+import type { Delegations } from "./readonly.ts"
 import { decide, type Found, fetchRecord, keyHash, RecordHeader, settle, storedHeader, storeRecord } from "./record.ts"
+import type { Sticky } from "./sticky.ts"
 
 /** Requests that may wait for locks of one database; the next ones are refused. */
 const WAITING_MAX = 1_000_000
+/** Calls that wait for the link to one node; what is more waits for a recovery. */
+const UNSENT_MAX = 100_000
 /** A call that was sent on so often goes round between nodes that each name the other: the record has no owner. */
 const HOPS_MAX = 2000
 /** In a hundred hops, those for which a call is reported (5.3). */
@@ -58,6 +63,8 @@ export interface ClientCall {
 /** A call of a client that waits for its record to come to this node. */
 interface PendingCall extends PendingRecordCall {
   readonly call: ClientCall
+  /** A read-only copy will do. */
+  readonly readOnly: boolean
   reqid: number
 }
 
@@ -66,6 +73,8 @@ type RecordPacket = ReqCall | ReqDmaster | ReplyDmaster
 
 export class Calls implements RecordTraffic {
   private readonly pending = new Map<Database, Set<PendingCall>>()
+  /** REQ_CALLs that had to go to a node without a link, by its number. */
+  private readonly unsent = new Map<number, Uint8Array[]>()
 
   constructor(
     private readonly state: NodeState,
@@ -74,6 +83,9 @@ export class Calls implements RecordTraffic {
     private readonly ids: IdTable<IdEntry>,
     private readonly find: (dbId: number) => Database | undefined,
     private readonly askForRecovery: (reason: string) => void,
+    private readonly delegations: Delegations,
+    private readonly sticky: Sticky,
+    private readonly collapse: Collapse,
   ) {}
 
   attached(database: Database): void {
@@ -94,6 +106,23 @@ export class Calls implements RecordTraffic {
   nodeLost(pnn: number): void {
     const volatile = [...this.pending.keys()].some((database) => database.volatile)
     if (volatile) this.needRecovery(`link to node ${pnn} has broken`)
+  }
+
+  /** The link to a node stands again: what could not be sent to it goes now, as far as it still means something. */
+  nodeConnected(pnn: number): void {
+    const packets = this.unsent.get(pnn) ?? []
+    this.unsent.delete(pnn)
+    for (const bytes of packets) this.environment.nextTurn(() => this.receive(bytes))
+  }
+
+  /**
+   * A call can't go where it has to. A stock node forgets it, and the caller waits for the next recovery, which nobody need
+   * have: it is served anew when the link stands.
+   */
+  private keepUnsent(pnn: number, bytes: Uint8Array): void {
+    const packets = this.unsent.get(pnn)
+    if (packets === undefined) this.unsent.set(pnn, [bytes.slice()])
+    else if (packets.length < UNSENT_MAX) packets.push(bytes.slice())
   }
 
   /** Calls that wait for records of that database. */
@@ -121,20 +150,35 @@ export class Calls implements RecordTraffic {
       this.reply(client, packet.reqid, CALL_FAILED, NO_DATA)
       return
     }
-    if (database.locks.enter(call.hash)) {
+    this.begin(call)
+  }
+
+  private begin(call: ClientCall): void {
+    const { locks } = call.database
+    if (locks.enter(call.hash)) {
       try {
         this.serveClient(call)
       } finally {
-        database.locks.leave(call.hash)
+        locks.leave(call.hash)
       }
       return
     }
     const parked = kept(call)
-    database.locks.wait(call.hash, () => {
-      if (!this.isHere(parked.client)) now.pendingCalls--
-      else if (database.closed) this.answer(parked, CALL_FAILED, NO_DATA)
-      else this.serveClient(parked)
-    })
+    locks.wait(call.hash, () => this.goOn(parked, () => this.serveClient(parked)))
+  }
+
+  /** A call that has waited, if anybody still waits for it. */
+  private goOn(call: ClientCall, go: () => void): void {
+    if (!this.isHere(call.client)) this.state.statistics.now.pendingCalls--
+    else if (call.database.closed) this.answer(call, CALL_FAILED, NO_DATA)
+    else go()
+  }
+
+  /** A client has gone: what waits behind its calls goes on by itself. */
+  clientGone(client: LocalClient): void {
+    for (const [database, pending] of this.pending) {
+      for (const { call } of pending) if (call.client === client) this.collapse.release(database, call.key)
+    }
   }
 
   private callOf(packet: ReqCall, database: Database | undefined, client: LocalClient): ClientCall | undefined {
@@ -163,22 +207,45 @@ export class Calls implements RecordTraffic {
       this.answer(call, CALL_FAILED, NO_DATA)
       return
     }
-    if (found.header.dmaster === database.pnn) this.answer(call, 0, this.runLocally(database, call, found))
-    else this.sendCall(call, found.header.dmaster)
+    const again = () => {
+      const parked = kept(call)
+      return () => this.goOn(parked, () => this.begin(parked))
+    }
+    const collapses = this.state.tunables.FetchCollapse === 1
+    if (collapses && this.collapse.has(database, call.key)) {
+      this.collapse.join(database, call.key, again())
+      return
+    }
+    const readOnly = wantsReadOnly(database, call.flags)
+    const { key, jenkins } = call
+    if (this.delegations.meets(database, key, jenkins, found, readOnly, again)) return
+    if (found.header.dmaster === database.pnn) {
+      const callid = readOnly ? CallId.FETCH_WITH_HEADER : call.callid
+      const reply = this.runLocally(database, { ...call, callid }, found)
+      this.answer(call, 0, readOnly ? asAskedFor(call, reply) : reply)
+      return
+    }
+    if (collapses) this.collapse.begin(database, key)
+    this.sendCall(call, found.header.dmaster, readOnly)
   }
 
   /** Asks the node that the local copy names for the record; it may know better by now. */
-  private sendCall(call: ClientCall, destnode: number): void {
+  private sendCall(call: ClientCall, destnode: number, readOnly: boolean): void {
     const { database } = call
-    const pending: PendingCall = { kind: "call", call: kept(call), reqid: 0 }
+    const pending: PendingCall = { kind: "call", call: kept(call), readOnly, reqid: 0 }
     pending.reqid = this.ids.add(pending)
     this.pending.get(database)?.add(pending)
-    this.send(this.requestOf(pending, destnode))
+    const bytes = encodePacket(this.requestOf(pending, destnode), "daemon")
+    // A link that comes up would find the record's way here from the beginning.
+    if (!this.router.send(bytes, Priority.RECORD)) this.keepUnsent(destnode, bytes)
     this.checkOwner(database, destnode)
   }
 
-  private requestOf({ call, reqid }: PendingCall, destnode: number): ReqCall {
-    const { database, flags, callid, key, data } = call
+  private requestOf(pending: PendingCall, destnode: number): ReqCall {
+    const { call, reqid, readOnly } = pending
+    const { database, key, data } = call
+    const flags = readOnly ? call.flags : call.flags & ~CallFlag.WANT_READONLY
+    const callid = functionOf(pending)
     return {
       operation: Operation.REQ_CALL,
       generation: database.generation,
@@ -231,8 +298,10 @@ export class Calls implements RecordTraffic {
   /** A pending call has its result. */
   private complete(pending: PendingCall, status: number, data: Uint8Array): void {
     this.ids.remove(pending.reqid)
-    this.pending.get(pending.call.database)?.delete(pending)
-    this.answer(pending.call, status, data)
+    const { call } = pending
+    this.pending.get(call.database)?.delete(pending)
+    this.collapse.release(call.database, call.key)
+    this.answer(call, status, pending.readOnly ? asAskedFor(call, data) : data)
   }
 
   private pendingOf(reqid: number): PendingCall | undefined {
@@ -282,7 +351,7 @@ export class Calls implements RecordTraffic {
       case Operation.REPLY_CALL: {
         const pending = this.pendingOf(packet.reqid)
         if (pending === undefined) this.environment.log.debug(`reqid ${packet.reqid} not found`)
-        else this.complete(pending, packet.status, packet.data.slice())
+        else this.replied(pending, packet.status, packet.data.slice())
         return
       }
       case Operation.REPLY_ERROR: {
@@ -297,6 +366,36 @@ export class Calls implements RecordTraffic {
       }
       default:
         return
+    }
+  }
+
+  /** A copy that came with the answer is for the clients that look into the file themselves (5.7). */
+  private replied(pending: PendingCall, status: number, data: Uint8Array): void {
+    const { database, key, jenkins, hash } = pending.call
+    const isCopy =
+      pending.readOnly &&
+      data.length >= LTDB_HEADER_SIZE &&
+      (new RecordHeader().read(data).flags & RecordFlag.RO_HAVE_READONLY) !== 0
+    if (!isCopy) {
+      this.complete(pending, status, data)
+      return
+    }
+    const { generation } = database
+    const { reqid } = pending
+    const store = () => {
+      // A recovery has made it void, and has sent the call anew.
+      if (database.closed || database.generation !== generation || pending.reqid !== reqid) return
+      this.delegations.storeCopy(database, key, jenkins, data)
+      this.complete(pending, status, data)
+    }
+    if (!database.locks.enter(hash)) {
+      database.locks.wait(hash, store)
+      return
+    }
+    try {
+      store()
+    } finally {
+      database.locks.leave(hash)
     }
   }
 
@@ -377,6 +476,11 @@ export class Calls implements RecordTraffic {
 
   private serveNode(database: Database, packet: ReqCall, bytes: Uint8Array, jenkins: number, hash: number): void {
     const requester = packet.srcnode
+    const again = () => {
+      const copy = bytes.slice()
+      return () => this.receive(copy)
+    }
+    if (this.sticky.holdsUp(database, packet.key, again)) return
     let found: Found
     try {
       found = fetchRecord(database, packet.key, jenkins, hash)
@@ -386,18 +490,36 @@ export class Calls implements RecordTraffic {
       this.sendError(requester, packet.reqid, "ltdb fetch failed in ctdb_request_call")
       return
     }
+    const readOnly = wantsReadOnly(database, packet.flags)
+    if (this.delegations.meets(database, packet.key, jenkins, found, readOnly, again)) return
     if (found.header.dmaster !== database.pnn) {
       this.redirect(database, packet, bytes, jenkins, found.header.dmaster)
       return
     }
+    if (readOnly && packet.callid === CallId.FETCH_WITH_HEADER && requester !== database.pnn) {
+      this.delegate(database, packet, found, jenkins)
+      return
+    }
     this.countHops(database, packet.hopcount)
+    if ((database.properties & DbFlag.STICKY) !== 0) {
+      this.sticky.served(database, packet.key, jenkins, packet.hopcount)
+    }
     if (requester !== database.pnn) {
-      this.handOver(database, packet, found, jenkins, hash)
+      this.handOver(database, packet, bytes, found, jenkins, hash)
       return
     }
     const pending = this.pendingOf(packet.reqid)
     const data = this.runLocally(database, { callid: packet.callid, key: packet.key, jenkins, hash }, found)
     if (pending !== undefined) this.complete(pending, 0, data)
+  }
+
+  /** Gives the requester a copy, and stays owner (section 6). */
+  private delegate(database: Database, packet: ReqCall, found: Found, jenkins: number): void {
+    const { srcnode: requester, reqid, key } = packet
+    if (!this.isReachable(requester)) return
+    const data = withHeader(this.delegations.grant(database, key, jenkins, found, requester), found.data)
+    const reply = this.router.packet(Operation.REPLY_CALL, requester, { status: 0, data }, reqid)
+    this.router.send(encodePacket({ ...reply, generation: database.generation }, "daemon"), Priority.RECORD)
   }
 
   private countHops(database: Database, hops: number): void {
@@ -423,24 +545,34 @@ export class Calls implements RecordTraffic {
     const copy = bytes.slice()
     putHopcount(copy, hops)
     putDestnode(copy, next)
-    this.router.send(copy, Priority.RECORD)
+    if (!this.router.send(copy, Priority.RECORD)) this.keepUnsent(next, bytes)
     if (lmaster === database.pnn) this.checkOwner(database, dmaster)
   }
 
-  /** A record whose owner takes no part in the cluster stays out of reach until the next recovery: it had better come. */
+  /**
+   * A record whose owner takes no part in the cluster stays out of reach until the next recovery: it had better come. (A node
+   * that is only disconnected has brought that about already, or will be back.)
+   */
   private checkOwner(database: Database, dmaster: number): void {
     const owner = this.state.nodes[dmaster]
-    if (owner !== undefined && isActive(owner)) return
+    if (owner !== undefined && (owner.flags & (NodeFlag.BANNED | NodeFlag.STOPPED | NodeFlag.DELETED)) === 0) return
     this.needRecovery(`a record of database ${database.name} is owned by node ${dmaster}, which is not active`)
   }
 
   /** Gives the record to the requester (5.4): through the lmaster, which must know, or directly if this is it. */
-  private handOver(database: Database, packet: ReqCall, found: Found, jenkins: number, hash: number): void {
+  private handOver(
+    database: Database,
+    packet: ReqCall,
+    bytes: Uint8Array,
+    found: Found,
+    jenkins: number,
+    hash: number,
+  ): void {
     const { header, data } = found
     const { key, srcnode: requester, reqid } = packet
-    // A record sent to a node that isn't there would belong to nobody. Such a node's call is asked again by the recovery.
+    // A record sent to a node that isn't there would belong to nobody.
     if (!this.isReachable(requester)) {
-      this.environment.log.warning(`Call from node ${requester}, which is not connected, dropped`)
+      this.keepUnsent(requester, bytes)
       return
     }
     if (data.length > 0) header.flags |= RecordFlag.MIGRATED_WITH_DATA
@@ -461,7 +593,10 @@ export class Calls implements RecordTraffic {
         ? this.send({ ...common, operation: Operation.REPLY_DMASTER, destnode: requester })
         : this.send({ ...common, operation: Operation.REQ_DMASTER, destnode: lmaster, dmaster: requester })
     // Not on its way: it stays here.
-    if (!sent) return
+    if (!sent) {
+      this.keepUnsent(lmaster === database.pnn ? requester : lmaster, bytes)
+      return
+    }
     header.dmaster = requester
     storeRecord(database, key, jenkins, hash, header, data)
   }
@@ -546,7 +681,8 @@ export class Calls implements RecordTraffic {
       if (local.dmaster !== database.pnn) this.needRecovery("REPLY_DMASTER with an old rsn")
       else if (pending !== undefined) {
         const found = fetchRecord(database, key, jenkins, hash)
-        this.complete(pending, 0, this.runLocally(database, pending.call, found))
+        const call = { ...pending.call, callid: functionOf(pending) }
+        this.complete(pending, 0, this.runLocally(database, call, found))
       }
       return
     }
@@ -570,10 +706,11 @@ export class Calls implements RecordTraffic {
       }
       return
     }
-    const reply = resultOf(pending.call.callid, header, data)
+    const reply = resultOf(functionOf(pending), header, data)
     if (reply !== undefined) fate = decide(database, jenkins, header, data.length)
     settle(database, key, hash, header, data, fate)
     if (database.volatile) database.hotKeys.count(key, this.environment.monotonicMs())
+    this.sticky.arrived(database, key)
     this.complete(pending, 0, reply ?? NO_DATA)
   }
 
@@ -589,15 +726,32 @@ function resultOf(callid: number, header: RecordHeader, data: Uint8Array): Uint8
       return NO_DATA
     case CallId.FETCH:
       return data
-    case CallId.FETCH_WITH_HEADER: {
-      const whole = new Uint8Array(LTDB_HEADER_SIZE + data.length)
-      header.write(whole)
-      whole.set(data, LTDB_HEADER_SIZE)
-      return whole
-    }
+    case CallId.FETCH_WITH_HEADER:
+      return withHeader(header, data)
     default:
       return undefined
   }
+}
+
+function withHeader(header: RecordHeader, data: Uint8Array): Uint8Array {
+  const whole = new Uint8Array(LTDB_HEADER_SIZE + data.length)
+  header.write(whole)
+  whole.set(data, LTDB_HEADER_SIZE)
+  return whole
+}
+
+/** A read-only copy is enough, and this node gives and takes such copies of that database. */
+function wantsReadOnly(database: Database, flags: number): boolean {
+  return (flags & CallFlag.WANT_READONLY) !== 0 && (database.properties & DbFlag.READONLY) !== 0
+}
+
+/** Read-only calls get the record with its header, whatever the client has asked for (5.1). */
+function functionOf({ call, readOnly }: PendingCall): number {
+  return readOnly ? CallId.FETCH_WITH_HEADER : call.callid
+}
+
+function asAskedFor({ callid }: ClientCall, data: Uint8Array): Uint8Array {
+  return callid === CallId.FETCH && data.length >= LTDB_HEADER_SIZE ? data.subarray(LTDB_HEADER_SIZE) : data
 }
 
 /** The call with key and data of its own: those of the packet are gone when its turn is over. */

@@ -189,11 +189,6 @@ export class Persistent {
     }
   }
 
-  /** Whether a client's commit of the database is under way: its records stay where they are meanwhile. */
-  isCommitting(database: Database): boolean {
-    return this.commits.has(database)
-  }
-
   // ---- UPDATE_RECORD -------------------------------------------------------------------------------------------
 
   /** Answers UPDATE_RECORD; `bytes` is the request as it came, valid only during the call. */

@@ -122,7 +122,7 @@ export class Traverses {
       missing: new Set(nodes),
       cuts: [],
       lastMs: environment.monotonicMs(),
-      timer: this.watch(id),
+      timer: this.watch(id, this.limitMs()),
       held: [],
       look: undefined,
     }
@@ -180,14 +180,19 @@ export class Traverses {
     })
   }
 
+  private limitMs(): number {
+    return Math.max(1, this.state.tunables.TraverseTimeout) * 1000
+  }
+
   /** The time of a traverse is over when nothing has come for TraverseTimeout. */
-  private watch(id: number): Timer {
-    const limitMs = Math.max(1, this.state.tunables.TraverseTimeout) * 1000
-    return this.environment.setTimer(limitMs, () => {
+  private watch(id: number, delayMs: number): Timer {
+    return this.environment.setTimer(delayMs, () => {
       const traverse = this.traverses.get(id)
       if (traverse === undefined) return
-      if (this.environment.monotonicMs() - traverse.lastMs < limitMs) {
-        traverse.timer = this.watch(id)
+      const limitMs = this.limitMs()
+      const leftMs = traverse.lastMs + limitMs - this.environment.monotonicMs()
+      if (leftMs > 1) {
+        traverse.timer = this.watch(id, leftMs)
         return
       }
       this.state.statistics.now.timeouts.traverse++
