@@ -186,6 +186,18 @@ export class SimConnection implements PacketConnection {
     if (!silently) this.carry(() => this.peer?.ended("connection reset"))
   }
 
+  /** The connection breaks: both ends hear of it, and what is on its way is lost. */
+  breakOff(): void {
+    const { peer } = this
+    const { world } = this.process
+    for (const end of [this, peer]) {
+      if (end?.open !== true) continue
+      const { handler } = end
+      end.forget()
+      world.at(world.nowMs, end.process, () => handler?.onClose("connection reset"))
+    }
+  }
+
   /** Hands something over to the other end, once the network lets it through. */
   private carry(arrive: () => void): void {
     const { world, host } = this.process
