@@ -63,6 +63,8 @@ export async function traverse(
   const limitMs = (await client.control("GET_TUNABLE", client.pnn, "TraverseTimeout", { signal })) * 1000
   const started = performance.now()
   let records = 0
+  // Records that are already here when the visitor has had enough.
+  let ended = false
   let registration: Cancel | undefined
   let starting: Cancel | undefined
   let timer: ReturnType<typeof setTimeout> | undefined
@@ -70,7 +72,7 @@ export async function traverse(
   try {
     await cancellable<void>(signal, (resolve, reject) => {
       const onRecord = (data: Uint8Array): void => {
-        if (data.length < REC_DATA_HEAD) return
+        if (ended || data.length < REC_DATA_HEAD) return
         const keyLength = readU32(data, 8)
         const dataLength = readU32(data, 12)
         if (keyLength === 0 && dataLength === 0) {
@@ -82,8 +84,10 @@ export async function traverse(
         records++
         try {
           const keyStart = REC_DATA_HEAD
-          if (visitor(data, keyStart, keyLength, keyStart + keyLength, dataLength) === true) resolve()
+          ended = visitor(data, keyStart, keyLength, keyStart + keyLength, dataLength) === true
+          if (ended) resolve()
         } catch (error) {
+          ended = true
           reject(error)
         }
       }

@@ -2,7 +2,7 @@
 // when that thread dies, so only libc may write the lock word. Addresses are those of the mapping and must stay mapped while held.
 
 import { dlopen, type Pointer, ptr } from "bun:ffi"
-import { EBUSY, EOWNERDEAD, SysError } from "./errno.ts"
+import { EBUSY, EDEADLK, EOWNERDEAD, SysError } from "./errno.ts"
 
 const libc = dlopen("libc.so.6", {
   pthread_mutex_lock: { args: ["ptr"], returns: "i32" },
@@ -51,8 +51,10 @@ export function lockMutex(address: number): MutexResult {
   return errno === 0 ? LOCKED : settle(errno, "pthread_mutex_lock", address)
 }
 
+/** Lock without waiting. BUSY also when this thread holds it already, which can only be through another handle on the file. */
 export function tryLockMutex(address: number): MutexResult {
   const errno = libc.pthread_mutex_trylock(address as Pointer)
+  if (errno === EDEADLK) return BUSY
   return errno === 0 ? LOCKED : settle(errno, "pthread_mutex_trylock", address)
 }
 
