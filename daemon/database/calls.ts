@@ -654,8 +654,10 @@ export class Calls implements RecordTraffic {
     header.rsnHi = packet.rsn.hi
     header.rsnLo = packet.rsn.lo
     header.flags = packet.recordFlags
-    // If the new owner can't be reached the record stays at its lmaster, instead of nowhere.
-    header.dmaster = this.isReachable(packet.dmaster) && this.send(forward) ? packet.dmaster : database.pnn
+    const sent = this.isReachable(packet.dmaster) && this.send(forward)
+    // If the new owner can't be reached the record stays at its lmaster, instead of nowhere, until the owner can be.
+    header.dmaster = sent ? packet.dmaster : database.pnn
+    if (!sent) this.keepUnsent(packet.dmaster, encodePacket(callFor(packet), "daemon"))
     storeRecord(database, key, jenkins, hash, header, data)
   }
 
@@ -717,6 +719,12 @@ export class Calls implements RecordTraffic {
   private isFor({ call }: PendingCall, database: Database, key: Uint8Array): boolean {
     return call.database === database && Buffer.compare(call.key, key) === 0
   }
+}
+
+/** The call that a REQ_DMASTER answers, as far as whoever hands the record over has to know it. */
+function callFor({ generation, dmaster, destnode, reqid, dbId, key }: ReqDmaster): ReqCall {
+  const call = { flags: 0, callid: CallId.NULL, hopcount: 1, dbId, key, data: NO_DATA }
+  return { operation: Operation.REQ_CALL, generation, destnode, srcnode: dmaster, reqid, ...call }
 }
 
 /** What a call's function gives for a record; undefined for a function that there is not (4.5). */
