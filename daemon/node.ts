@@ -143,7 +143,11 @@ export class Node {
       shutdown: (status, reason) => this.shutdown(status, reason),
       releaseAddresses,
       recovered: () => this.databases.recovered(),
-      setRunState: (runState) => setRunState(state, environment, runState),
+      setRunState: (runState) => {
+        setRunState(state, environment, runState)
+        // An attach can come between the end of the first recovery and its event.
+        this.databases.recovered()
+      },
     })
     this.recoveryDaemon = new RecoveryDaemonWatch(state, environment)
     this.monitor = new Monitor(state, environment, this.router, this.freeze)

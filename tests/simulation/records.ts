@@ -26,6 +26,8 @@ const ID = databaseId(DATABASE)
 const START_MS = 6000
 /** After the last fault everything that was asked must be answered within this time (ms): see CONVERGENCE_MS. */
 const QUIET_MS = 170_000
+/** After that, reading all records may take so long. */
+const READ_MS = 20_000
 /** Bytes of a value: the mark of who wrote it. */
 const VALUE_BYTES = 8
 
@@ -592,7 +594,8 @@ class History {
         })
       }
     })
-    world.runFor(2000)
+    // Links may still be on their way up.
+    for (let waitedMs = 0; waitedMs < READ_MS && found.size < this.keys.length; waitedMs += 100) world.runFor(100)
     for (const key of this.keys) {
       const mark = found.get(key)
       if (mark === undefined) return `${key.name} can't be read at the end`
