@@ -292,6 +292,16 @@ const handlers: Handlers = {
     node.traverses.killed(request, control.srcnode)
     return 0
   },
+  SCHEDULE_FOR_DELETION: ({ node, request }) => (node.vacuum.schedule(request) ? 0 : -1),
+  VACUUM_FETCH: ({ node, request }) => (node.vacuum.fetch(request) ? 0 : -1),
+  TRY_DELETE_RECORDS: ({ node, request, answer }) => {
+    node.vacuum.tryDelete(request, answer)
+    return "later"
+  },
+  DB_VACUUM: ({ node, request, answer }) => {
+    node.vacuum.runNow(request.dbId, request.fullVacuumRun, answer)
+    return "later"
+  },
   UPDATE_RECORD: ({ node, control, answer }) => {
     node.persistent.updateRecord(control.data, answer)
     return "later"

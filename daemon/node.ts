@@ -23,6 +23,7 @@ import { Delegations } from "./database/readonly.ts"
 import { Databases } from "./database/registry.ts"
 import { Sticky } from "./database/sticky.ts"
 import { Traverses } from "./database/traverse.ts"
+import { Vacuum } from "./database/vacuum.ts"
 import type { NodeEnvironment } from "./environment.ts"
 import { IdTable } from "./ids.ts"
 import { RecoverySide } from "./recovery/mode.ts"
@@ -67,6 +68,7 @@ export class Node {
   readonly databases: Databases
   readonly persistent: Persistent
   readonly traverses: Traverses
+  readonly vacuum: Vacuum
   readonly freeze: NodeFreeze
   readonly calls: Calls
   readonly flags: Flags
@@ -99,11 +101,14 @@ export class Node {
     const collapse = new Collapse(environment)
     this.databases = new Databases(state, environment, this.router, () => this.freeze, {
       attached: (database) => {
-        for (const room of [delegations, sticky, collapse, this.calls]) room.attached(database)
-        database.onWipe = () => delegations.forget(database)
+        for (const room of [delegations, sticky, collapse, this.calls, this.vacuum]) room.attached(database)
+        database.onWipe = () => {
+          delegations.forget(database)
+          this.vacuum.forget(database)
+        }
       },
       detached: (database) => {
-        for (const room of [this.calls, delegations, sticky, collapse]) room.detached(database)
+        for (const room of [this.calls, delegations, sticky, collapse, this.vacuum]) room.detached(database)
         this.traverses.detached(database)
       },
     })
@@ -112,6 +117,7 @@ export class Node {
     const { router } = this
     this.calls = new Calls(state, environment, router, ids, find, askForRecovery, delegations, sticky, collapse)
     this.router.records = this.calls
+    this.vacuum = new Vacuum(state, environment, router, this.databases, ids, this.calls)
     this.clients = new Clients(state, environment, ids, this.router, askForRecovery)
     this.persistent = new Persistent(state, environment, this.router, this.databases, askForRecovery)
     this.traverses = new Traverses(state, environment, this.router, this.databases)

@@ -5,7 +5,7 @@
 import { decode } from "../../lib/protocol/codec.ts"
 import { recBuffer } from "../../lib/protocol/structs.ts"
 import { SysError } from "../../lib/sys/errno.ts"
-import { openTdb, type Tdb, TdbError } from "../../lib/tdb/tdb.ts"
+import { freelistSize, openTdb, type Tdb, TdbError } from "../../lib/tdb/tdb.ts"
 import type { UpdateResult } from "./files.ts"
 import { applyRecords } from "./update.ts"
 
@@ -19,7 +19,8 @@ export type CommitOrder =
       /** Word 0 says which recovery the file's contents are of; an update of before it is void. */
       readonly epochs: Int32Array
       readonly epoch: number
-      readonly records: Uint8Array
+      /** A record buffer to store; a number of pieces of free space from which on the file is written anew. */
+      readonly work: Uint8Array | number
     }
   | { readonly file: number; readonly close: true }
 
@@ -34,7 +35,7 @@ declare const self: {
 const BUSY: CommitReport = { outcome: "busy", reason: "" }
 const files = new Map<number, Tdb>()
 
-function write(order: Extract<CommitOrder, { readonly records: Uint8Array }>): CommitReport {
+function write(order: Exclude<CommitOrder, { readonly close: true }>): CommitReport {
   let tdb = files.get(order.file)
   if (tdb === undefined) {
     tdb = openTdb(order.path, { flags: order.flags, maxDead: order.maxDead })
@@ -48,14 +49,22 @@ function write(order: Extract<CommitOrder, { readonly records: Uint8Array }>): C
     if (!tdb.tryLockAllrecord()) return BUSY
     try {
       if (Atomics.load(order.epochs, 0) !== order.epoch) return { outcome: "dropped", reason: "recovery has begun" }
+      if (typeof order.work === "number") return repack(tdb, order.work)
       tdb.startTransaction()
-      return finish(tdb, order.records)
+      return finish(tdb, order.work)
     } finally {
       tdb.unlockAllrecord()
     }
   } finally {
     locks.unlockTransaction()
   }
+}
+
+function repack(tdb: Tdb, pieces: number): CommitReport {
+  const size = freelistSize(tdb)
+  if (size < pieces) return { outcome: "applied", reason: "" }
+  tdb.repack()
+  return { outcome: "applied", reason: String(size) }
 }
 
 function finish(tdb: Tdb, bytes: Uint8Array): CommitReport {

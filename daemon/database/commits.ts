@@ -12,7 +12,8 @@ const FIRST_RETRY_MS = 0.5
 const RETRY_MS_MAX = 20
 
 interface Job {
-  readonly records: Uint8Array
+  /** A record buffer, or the limit of a repack. */
+  readonly work: Uint8Array | number
   readonly epoch: number
   readonly done: (result: UpdateResult) => void
   cancelled: boolean
@@ -113,7 +114,15 @@ class CommitFile implements FileUpdates {
   ) {}
 
   apply(records: Uint8Array, done: (result: UpdateResult) => void): () => void {
-    const job: Job = { records, epoch: Atomics.load(this.epochs, 0), done, cancelled: false }
+    return this.add(records, done)
+  }
+
+  repack(pieces: number, done: (result: UpdateResult) => void): void {
+    this.add(pieces, done)
+  }
+
+  private add(work: Uint8Array | number, done: (result: UpdateResult) => void): () => void {
+    const job: Job = { work, epoch: Atomics.load(this.epochs, 0), done, cancelled: false }
     this.jobs.push(job)
     if (!this.running && this.retry === undefined) this.work()
     return () => {
@@ -137,7 +146,7 @@ class CommitFile implements FileUpdates {
     this.last = thread
     thread.files.add(this.id)
     const { id: file, path, flags, maxDead, epochs } = this
-    const order = { file, path, flags, maxDead, epochs, epoch: job.epoch, records: job.records }
+    const order = { file, path, flags, maxDead, epochs, epoch: job.epoch, work: job.work }
     thread.send(order, (report) => this.finished(job, report))
   }
 

@@ -38,6 +38,11 @@ export interface FileUpdates {
    * in a later turn, it is on the disk. The function returned gives it up if it has not begun; `done` is not called then.
    */
   apply(records: Uint8Array, done: (result: UpdateResult) => void): () => void
+  /**
+   * Writes the file anew without gaps if its free space is in at least so many pieces; `reason` of "applied" is their number
+   * then, else empty. While it is written nobody can use it.
+   */
+  repack(pieces: number, done: (result: UpdateResult) => void): void
   /** Other contents are about to come: what has not begun is dropped. */
   drop(): void
   close(): void

@@ -83,7 +83,9 @@ export class Delegations {
     const { header } = found
     if ((header.flags & RecordFlag.RO_FLAGS) === 0) return false
     if ((header.flags & RecordFlag.RO_REVOKE_COMPLETE) !== 0) {
-      header.flags &= ~RecordFlag.RO_FLAGS
+      // Where copies were there is data now that is not readers' any more: a deletion must go there. (Stock lets it lie, and
+      // the next recovery finds a record that was deleted.)
+      header.flags = (header.flags & ~RecordFlag.RO_FLAGS) | RecordFlag.MIGRATED_WITH_DATA
       storeRecord(database, key, jenkins, jenkins, header, found.data)
       this.copies.get(database)?.delete(nameOf(key))
       this.state.statistics.now.totalRoRevokes++
