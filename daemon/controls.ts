@@ -306,6 +306,10 @@ const handlers: Handlers = {
     node.persistent.updateRecord(control.data, answer)
     return "later"
   },
+  PUSH_RECORD: ({ node, request, answer }) => {
+    node.persistent.pushRecord(request, answer)
+    return "later"
+  },
   TRANS3_COMMIT: ({ node, request, control, client, answer }) => {
     node.persistent.commit(request, control.data, client, answer)
     return "later"

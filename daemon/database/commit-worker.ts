@@ -9,6 +9,9 @@ import { freelistSize, openTdb, type Tdb, TdbError } from "../../lib/tdb/tdb.ts"
 import type { UpdateResult } from "./files.ts"
 import { applyRecords } from "./update.ts"
 
+/** A record buffer to store; a number of pieces of free space from which on the file is written anew; or only a sync. */
+export type CommitWork = Uint8Array | number | "sync"
+
 /** To the thread: write this, or forget the file. */
 export type CommitOrder =
   | {
@@ -19,8 +22,7 @@ export type CommitOrder =
       /** Word 0 says which recovery the file's contents are of; an update of before it is void. */
       readonly epochs: Int32Array
       readonly epoch: number
-      /** A record buffer to store; a number of pieces of free space from which on the file is written anew. */
-      readonly work: Uint8Array | number
+      readonly work: CommitWork
     }
   | { readonly file: number; readonly close: true }
 
@@ -41,6 +43,10 @@ function write(order: Exclude<CommitOrder, { readonly close: true }>): CommitRep
     tdb = openTdb(order.path, { flags: order.flags, maxDead: order.maxDead })
     tdb.autoRepack = false
     files.set(order.file, tdb)
+  }
+  if (order.work === "sync") {
+    tdb.backing.sync()
+    return { outcome: "applied", reason: "" }
   }
   const { locks } = tdb
   if (!locks.lockTransaction(false)) return BUSY

@@ -2,7 +2,7 @@
 // files are under way at the same time and a disk puts them together. What an update means is not known here.
 
 import type { Scheduler, Timer } from "../../lib/net/ports.ts"
-import type { CommitOrder, CommitReport } from "./commit-worker.ts"
+import type { CommitOrder, CommitReport, CommitWork } from "./commit-worker.ts"
 import type { FileUpdates, UpdateResult } from "./files.ts"
 
 /** So many files are written at a time; a thread is made when all others are busy. */
@@ -12,8 +12,7 @@ const FIRST_RETRY_MS = 0.5
 const RETRY_MS_MAX = 20
 
 interface Job {
-  /** A record buffer, or the limit of a repack. */
-  readonly work: Uint8Array | number
+  readonly work: CommitWork
   readonly epoch: number
   readonly done: (result: UpdateResult) => void
   cancelled: boolean
@@ -99,6 +98,9 @@ export class CommitThreads {
 class CommitFile implements FileUpdates {
   private readonly epochs = new Int32Array(new SharedArrayBuffer(4))
   private jobs: Job[] = []
+  /** Who waits for a sync that is yet to begin, and for the one under way. */
+  private syncs: ((result: UpdateResult) => void)[] = []
+  private started: ((result: UpdateResult) => void)[] = []
   private running = false
   private last: Thread | undefined
   private retry: Timer | undefined
@@ -121,7 +123,16 @@ class CommitFile implements FileUpdates {
     this.add(pieces, done)
   }
 
-  private add(work: Uint8Array | number, done: (result: UpdateResult) => void): () => void {
+  /** One for all who ask while another is under way. */
+  sync(done: (result: UpdateResult) => void): void {
+    this.syncs.push(done)
+    if (this.syncs.length > 1) return
+    this.add("sync", (result) => {
+      for (const each of this.started) each(result)
+    })
+  }
+
+  private add(work: CommitWork, done: (result: UpdateResult) => void): () => void {
     const job: Job = { work, epoch: Atomics.load(this.epochs, 0), done, cancelled: false }
     this.jobs.push(job)
     if (!this.running && this.retry === undefined) this.work()
@@ -146,6 +157,10 @@ class CommitFile implements FileUpdates {
     this.last = thread
     thread.files.add(this.id)
     const { id: file, path, flags, maxDead, epochs } = this
+    if (job.work === "sync") {
+      this.started = this.syncs
+      this.syncs = []
+    }
     const order = { file, path, flags, maxDead, epochs, epoch: job.epoch, work: job.work }
     thread.send(order, (report) => this.finished(job, report))
   }

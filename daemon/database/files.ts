@@ -38,6 +38,8 @@ export interface FileUpdates {
    * in a later turn, it is on the disk. The function returned gives it up if it has not begun; `done` is not called then.
    */
   apply(records: Uint8Array, done: (result: UpdateResult) => void): () => void
+  /** `done` when what has been stored so far is on the disk. */
+  sync(done: (result: UpdateResult) => void): void
   /**
    * Writes the file anew without gaps if its free space is in at least so many pieces; `reason` of "applied" is their number
    * then, else empty. While it is written nobody can use it.

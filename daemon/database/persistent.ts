@@ -5,9 +5,15 @@
 
 import type { Timer } from "../../lib/net/ports.ts"
 import { decode } from "../../lib/protocol/codec.ts"
-import { RecoveryMode } from "../../lib/protocol/constants.ts"
+import { RecordFlag, RecoveryMode } from "../../lib/protocol/constants.ts"
 import { controls } from "../../lib/protocol/controls.ts"
-import { LTDB_HEADER_SIZE, type RecBuffer, type RecData, recBuffer } from "../../lib/protocol/structs.ts"
+import {
+  LTDB_HEADER_SIZE,
+  type PushRecordData,
+  type RecBuffer,
+  type RecData,
+  recBuffer,
+} from "../../lib/protocol/structs.ts"
 import { ZERO64 } from "../../lib/protocol/word64.ts"
 import { TdbError } from "../../lib/tdb/tdb.ts"
 import type { NodeEnvironment } from "../environment.ts"
@@ -16,7 +22,7 @@ import { isActive, type NodeState } from "../state.ts"
 import { addLatency } from "../statistics.ts"
 import type { Database } from "./database.ts"
 import type { UpdateResult } from "./files.ts"
-import { keyHash, RecordHeader, storeRecord } from "./record.ts"
+import { keyHash, RecordHeader, storedHeader, storeRecord } from "./record.ts"
 import type { Databases } from "./registry.ts"
 import { isOlder, olderThan, sameData, wrongRecords } from "./update.ts"
 
@@ -302,6 +308,53 @@ export class Persistent {
     return () => {
       cancelled = true
     }
+  }
+
+  // ---- PUSH_RECORD ---------------------------------------------------------------------------------------------
+
+  /**
+   * PUSH_RECORD: a copy of a volatile record that is to survive its owner (12.4). A copy that is newer stays, which a stock node
+   * would overwrite. Valid only during the call.
+   */
+  pushRecord({ generation, dbId, hdr, key, value }: PushRecordData, answer: Answer): void {
+    const database = this.databases.get(dbId)
+    if (database === undefined || !database.volatile || key.length === 0) {
+      answer({ status: -1 })
+      return
+    }
+    if (generation !== this.state.generation || hdr.dmaster === this.state.pnn) {
+      answer({ status: 0 })
+      return
+    }
+    const header = new RecordHeader()
+    header.rsnHi = hdr.rsn.hi
+    header.rsnLo = hdr.rsn.lo
+    header.dmaster = hdr.dmaster
+    header.flags = hdr.flags | RecordFlag.MIGRATED_WITH_DATA
+    const jenkins = keyHash(key)
+    const store = (ownKey: Uint8Array, data: Uint8Array): void => {
+      const local = storedHeader(database.tdb, ownKey, jenkins)
+      const newer =
+        local !== undefined && (local.dmaster === database.pnn || local.compareRsn(header.rsnHi, header.rsnLo) > 0)
+      if (newer || database.closed || database.generation !== generation) answer({ status: 0 })
+      else {
+        storeRecord(database, ownKey, jenkins, jenkins, header, data)
+        database.updates.sync(({ outcome, reason }) =>
+          answer(outcome === "applied" ? { status: 0 } : { status: -1, error: reason }),
+        )
+      }
+    }
+    if (database.locks.enter(jenkins)) {
+      try {
+        store(key, value)
+      } finally {
+        database.locks.leave(jenkins)
+      }
+      return
+    }
+    const ownKey = key.slice()
+    const data = value.slice()
+    database.locks.wait(jenkins, () => store(ownKey, data))
   }
 }
 

@@ -233,6 +233,10 @@ class SimUpdates implements FileUpdates {
     return { outcome: "applied", reason: "" }
   }
 
+  sync(done: (result: UpdateResult) => void): void {
+    this.later(() => done({ outcome: "applied", reason: "" }))
+  }
+
   repack(_pieces: number, done: (result: UpdateResult) => void): void {
     this.later(() => done({ outcome: "applied", reason: "" }))
   }
