@@ -338,7 +338,13 @@ export class Persistent {
         local !== undefined && (local.dmaster === database.pnn || local.compareRsn(header.rsnHi, header.rsnLo) > 0)
       if (newer || database.closed || database.generation !== generation) answer({ status: 0 })
       else {
-        storeRecord(database, ownKey, jenkins, jenkins, header, data)
+        try {
+          storeRecord(database, ownKey, jenkins, jenkins, header, data)
+        } catch (error) {
+          if (!(error instanceof TdbError)) throw error
+          answer({ status: -1, error: error.message })
+          return
+        }
         database.updates.sync(({ outcome, reason }) =>
           answer(outcome === "applied" ? { status: 0 } : { status: -1, error: reason }),
         )

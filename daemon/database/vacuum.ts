@@ -346,8 +346,7 @@ class Run {
   }
 
   start(): void {
-    if (this.full) this.walk(new ChainWalk(this.database.tdb))
-    else this.callHome()
+    this.next(() => (this.full ? this.walk(new ChainWalk(this.database.tdb)) : this.callHome()))
   }
 
   /** What it has not come to stays in the queues. */
@@ -371,15 +370,22 @@ class Run {
   }
 
   private next(step: () => void): void {
-    this.room.environment.nextTurn(() => {
-      if (!this.isOver()) step()
-    })
+    this.room.environment.nextTurn(() => this.goOn(step))
   }
 
   private later(step: () => void): void {
-    this.room.environment.setTimer(2, () => {
-      if (!this.isOver()) step()
-    })
+    this.room.environment.setTimer(2, () => this.goOn(step))
+  }
+
+  /** A defect of the file ends the run, and nothing else. */
+  private goOn(step: () => void): void {
+    if (this.isOver()) return
+    try {
+      step()
+    } catch (error) {
+      if (!(error instanceof TdbError)) throw error
+      this.finish(error.message)
+    }
   }
 
   // ---- 1: everything (full runs) -------------------------------------------------------------------------------
@@ -389,28 +395,22 @@ class Run {
     const { pnn } = this.database
     const deadlineMs = environment.monotonicMs() + PIECE_MS
     const header = new RecordHeader()
-    try {
-      do {
-        const state = walk.next(RECORDS_PER_LOOK, (map, keyStart, keyLength, dataStart, dataLength) => {
-          if (dataLength !== LTDB_HEADER_SIZE || readU32(map, dataStart + 8) !== pnn) return
-          header.read(map, dataStart)
-          const key = map.subarray(keyStart, keyStart + keyLength)
-          this.queues.schedule(keyHash(key), key, header)
-        })
-        if (state === "over") {
-          this.callHome()
-          return
-        }
-        if (state === "locked") {
-          this.later(() => this.walk(walk))
-          return
-        }
-      } while (environment.monotonicMs() < deadlineMs)
-    } catch (error) {
-      if (!(error instanceof TdbError)) throw error
-      this.finish(error.message)
-      return
-    }
+    do {
+      const state = walk.next(RECORDS_PER_LOOK, (map, keyStart, keyLength, dataStart, dataLength) => {
+        if (dataLength !== LTDB_HEADER_SIZE || readU32(map, dataStart + 8) !== pnn) return
+        header.read(map, dataStart)
+        const key = map.subarray(keyStart, keyStart + keyLength)
+        this.queues.schedule(keyHash(key), key, header)
+      })
+      if (state === "over") {
+        this.callHome()
+        return
+      }
+      if (state === "locked") {
+        this.later(() => this.walk(walk))
+        return
+      }
+    } while (environment.monotonicMs() < deadlineMs)
     this.next(() => this.walk(walk))
   }
 
@@ -431,7 +431,7 @@ class Run {
         pending++
         this.call(entry, () => {
           pending--
-          if (!this.isOver()) step()
+          this.goOn(step)
         })
       }
       if (pending === 0 && next === wanted.length) this.next(() => this.callHome())
@@ -455,10 +455,12 @@ class Run {
   private call({ key, jenkins }: Candidate, done: () => void): void {
     const flags = CallFlag.IMMEDIATE_MIGRATION | CallFlag.VACUUM_MIGRATION
     this.client.call(this.room.calls, this.database.id, key, flags, () => {
-      const header = this.ended ? undefined : this.headerOf({ key, jenkins })
-      if (header !== undefined && header !== "busy" && header.empty && header.dmaster === this.database.pnn) {
-        this.queues.schedule(jenkins, key, header.header)
-      }
+      this.goOn(() => {
+        const header = this.headerOf({ key, jenkins })
+        if (header !== undefined && header !== "busy" && header.empty && header.dmaster === this.database.pnn) {
+          this.queues.schedule(jenkins, key, header.header)
+        }
+      })
       done()
     })
   }
@@ -624,7 +626,7 @@ class Run {
       const control = { opcode, srvid: ZERO64, clientId: 0, flags: 0, data }
       this.room.router.request(pnn, control, undefined, ({ status, data: payload }) => {
         answers.push(status === 0 ? (payload?.slice() ?? new Uint8Array(0)) : undefined)
-        if (answers.length === nodes.length && !this.isOver()) done(answers)
+        if (answers.length === nodes.length) this.goOn(() => done(answers))
       })
     }
   }
