@@ -52,8 +52,10 @@ export interface Backing extends Space {
 export interface PrivateSpace extends Space {
   /** Make it longer, zero filled. */
   grow(size: number): void
-  /** Forget all changes in the given pages (numbers of pages with stores) and any growth: show the map as it is now. */
-  discard(pages: readonly number[]): void
+  /** The transaction is over: `pages` are the numbers of the pages with stores. Until `begin`, the view must not be used. */
+  end(pages: readonly number[]): void
+  /** Show the map as it is now, without any earlier changes and growth. */
+  begin(): void
   close(): void
 }
 
@@ -64,6 +66,11 @@ const WINDOW_MAX = 0x100000000
 function windowFor(size: number): number {
   return Math.min(WINDOW_MAX, Math.max(WINDOW_MIN, roundUp(size * 2, WINDOW_MIN)))
 }
+
+/** Bytes that a transaction saves and writes as one: a page of memory on this architecture. */
+export const BLOCK = 4096
+/** Copied pages that a view keeps between transactions. */
+const KEPT_MAX = 64
 
 interface Window {
   readonly address: number
@@ -168,6 +175,8 @@ class PrivateFileSpace implements PrivateSpace {
   private buffer: ArrayBuffer
   // Start of the zero memory that stands for growth, 0 when there is none.
   private grownFrom = 0
+  // Pages that are copies of ours and no longer the file's.
+  private readonly kept = new Set<number>()
 
   constructor(private readonly file: FileBacking) {
     this.size = file.size
@@ -223,18 +232,28 @@ class PrivateFileSpace implements PrivateSpace {
     this.size = size
   }
 
-  discard(pages: readonly number[]): void {
+  end(pages: readonly number[]): void {
+    if (this.grownFrom !== 0) return
+    if (PAGE_SIZE !== BLOCK || this.kept.size + pages.length > KEPT_MAX) {
+      this.kept.clear()
+      discardCopies(this.address, this.length)
+    } else for (const page of pages) this.kept.add(page)
+  }
+
+  begin(): void {
     this.size = this.file.size
     if (this.grownFrom !== 0 || this.size > this.length) {
       this.replace(windowFor(this.size))
       this.grownFrom = 0
+      this.kept.clear()
       return
     }
-    if (pages.length > 64) {
-      discardCopies(this.address, roundUp(this.size, PAGE_SIZE))
-      return
+    // Copies that we made in earlier transactions are brought up to date: much cheaper than to drop them and fault them in again.
+    const source = this.file.bytes
+    for (const page of this.kept) {
+      const start = page * BLOCK
+      if (start < this.size) this.bytes.set(source.subarray(start, start + BLOCK), start)
     }
-    for (const page of pages) discardCopies(this.address + page * PAGE_SIZE, PAGE_SIZE)
   }
 
   close(): void {
@@ -302,7 +321,9 @@ class PrivateMemorySpace extends MemoryBacking implements PrivateSpace {
     super(origin.bytes.subarray(0, origin.size))
   }
 
-  discard(_pages: readonly number[]): void {
+  end(_pages: readonly number[]): void {}
+
+  begin(): void {
     this.size = 0
     this.grow(this.origin.size)
     this.bytes.set(this.origin.bytes.subarray(0, this.origin.size))

@@ -3,8 +3,7 @@
 // old or the new state.
 
 import { SysError } from "../sys/errno.ts"
-import { PAGE_SIZE } from "../sys/memory.ts"
-import type { PrivateSpace } from "./backing.ts"
+import { BLOCK, type PrivateSpace } from "./backing.ts"
 import type { Tdb } from "./database.ts"
 import {
   AT_DATA_LEN,
@@ -28,9 +27,6 @@ import { release } from "./freelist.ts"
 import { FREELIST } from "./locks.ts"
 import { recover, sync } from "./recovery.ts"
 import { repack } from "./repack.ts"
-
-/** Bytes that are saved and written as one. */
-const BLOCK = 4096
 
 interface Range {
   readonly offset: number
@@ -344,9 +340,9 @@ export class Transaction {
     if (dirty !== null) for (let i = dirty.indexOf(1); i !== -1; i = dirty.indexOf(1, i + 1)) pages.push(i)
     this.leave()
     db.refresh()
-    if (dirty === null || PAGE_SIZE !== BLOCK) this.space.close()
+    if (dirty === null) this.space.close()
     else {
-      this.space.discard(pages)
+      this.space.end(pages)
       db.idleSpace = this.space
     }
     db.unlockFreelist()
@@ -400,7 +396,7 @@ export function startTransaction(db: Tdb, wait: boolean): boolean {
     db.refresh()
     if (db.size < db.dataStart) throw db.fail("IO", `map of ${db.size} bytes is shorter than its hash table`)
     const space = db.idleSpace ?? db.backing.openPrivate()
-    if (db.idleSpace !== null) space.discard([])
+    if (db.idleSpace !== null) space.begin()
     db.idleSpace = null
     db.transaction = new Transaction(db, space)
     db.adopt()
