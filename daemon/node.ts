@@ -148,7 +148,10 @@ export class Node {
     this.recovery = new RecoverySide(state, environment, this.router, this.freeze, {
       shutdown: (status, reason) => this.shutdown(status, reason),
       releaseAddresses,
-      recovered: () => this.databases.recovered(),
+      recovered: () => {
+        this.databases.recovered()
+        this.calls.recovered()
+      },
       setRunState: (runState) => {
         setRunState(state, environment, runState)
         // An attach can come between the end of the first recovery and its event.

@@ -73,6 +73,10 @@ type RecordPacket = ReqCall | ReqDmaster | ReplyDmaster
 
 export class Calls implements RecordTraffic {
   private readonly pending = new Map<Database, Set<PendingCall>>()
+  /** Databases in use again while the recovery goes on with others. */
+  private readonly thawed = new Set<Database>()
+  /** Why one more recovery has to follow the one under way. */
+  private owed: string | undefined
   /** REQ_CALLs that had to go to a node without a link, by its number. */
   private readonly unsent = new Map<number, Uint8Array[]>()
 
@@ -97,6 +101,7 @@ export class Calls implements RecordTraffic {
   detached(database: Database): void {
     for (const pending of this.pending.get(database) ?? []) this.complete(pending, CALL_FAILED, NO_DATA)
     this.pending.delete(database)
+    this.thawed.delete(database)
   }
 
   /**
@@ -131,7 +136,18 @@ export class Calls implements RecordTraffic {
   }
 
   private needRecovery(reason: string): void {
-    if (this.state.recoveryMode === RecoveryMode.NORMAL && isActive(this.state.self)) this.askForRecovery(reason)
+    if (!isActive(this.state.self)) return
+    if (this.state.recoveryMode === RecoveryMode.NORMAL) this.askForRecovery(reason)
+    // The recovery under way is over for some databases, and can't put right what goes wrong with their records now.
+    else if ([...this.thawed].some((database) => !database.frozen)) this.owed ??= reason
+  }
+
+  /** Recovery mode is NORMAL again. */
+  recovered(): void {
+    const { owed } = this
+    this.thawed.clear()
+    this.owed = undefined
+    if (owed !== undefined) this.needRecovery(owed)
   }
 
   // ---- calls of clients (5.1) ----------------------------------------------------------------------------------
@@ -312,6 +328,7 @@ export class Calls implements RecordTraffic {
 
   /** The database may be used again, possibly in another generation: all that wait for a record ask once more (5.9). */
   private resend(database: Database): void {
+    if (this.state.recoveryMode === RecoveryMode.ACTIVE) this.thawed.add(database)
     const all = [...(this.pending.get(database) ?? [])]
     let count = 0
     for (const pending of all) {
