@@ -1,6 +1,7 @@
 // Waiting for a holder of a g_lock without asking all the time: between clients of this project a waiter tells the holder where it is,
-// and the holder passes the lock's queue to the first of it on release. Messages of our own beside the protocol (client-library 15: any
-// srvid that nobody registered is dropped); holders of other kinds never see them. What a lock is, is in g-lock.ts.
+// and on release the holder wakes the first of its queue, or hands the lock over to it, and the queue with it. Messages of our own beside
+// the protocol (client-library 15: what comes for a srvid that nobody registered is dropped); holders of other kinds never see them. What
+// a lock is, is in g-lock.ts.
 
 import { pack, unpack } from "msgpackr"
 import type { ServerId } from "../protocol/structs.ts"
@@ -17,43 +18,86 @@ const QUEUED = 2
 const WAKE = 3
 const ASK = 4
 const WAITERS = 5
+const LEAVE = 6
 
-/** Where a waiter is, and how it knows what a message to it is about. */
+/** Where a waiter is, how it knows what a message to it is about, and what its entry in the record would be. */
 export interface WaiterPlace {
   readonly pnn: number
   readonly pid: number
   /** Which client of that process. */
   readonly client: number
+  /** Which wait of that client. */
   readonly token: number
+  /** Which lock of that client, or lock to be. */
+  readonly ticket: number
+  readonly taskId: number
   readonly reading: boolean
+  /** Waits since then, by the clock of the process that has the place (ms). */
+  readonly since: number
 }
 
-type Place = [pnn: number, pid: number, client: number, token: number, reading: boolean]
+type Place = [
+  pnn: number,
+  pid: number,
+  client: number,
+  token: number,
+  ticket: number,
+  taskId: number,
+  reading: boolean,
+  age: number,
+]
 
-const toPlace = (waiter: WaiterPlace): Place => [waiter.pnn, waiter.pid, waiter.client, waiter.token, waiter.reading]
+const toPlace = (waiter: WaiterPlace): Place => [
+  waiter.pnn,
+  waiter.pid,
+  waiter.client,
+  waiter.token,
+  waiter.ticket,
+  waiter.taskId,
+  waiter.reading,
+  performance.now() - waiter.since,
+]
 
 function isPlace(value: unknown): value is Place {
   return (
     Array.isArray(value) &&
-    value.length === 5 &&
-    value.slice(0, 4).every((part) => typeof part === "number") &&
-    typeof value[4] === "boolean"
+    value.length === 8 &&
+    value.every((part, index) => typeof part === (index === 6 ? "boolean" : "number"))
   )
 }
 
 function fromPlaces(value: unknown): WaiterPlace[] {
   if (!Array.isArray(value)) return []
-  return value.filter(isPlace).map(([pnn, pid, client, token, reading]) => ({ pnn, pid, client, token, reading }))
+  const now = performance.now()
+  return value.filter(isPlace).map(([pnn, pid, client, token, ticket, taskId, reading, age]) => ({
+    pnn,
+    pid,
+    client,
+    token,
+    ticket,
+    taskId,
+    reading,
+    since: now - age,
+  }))
+}
+
+/** A waiter's entry in the record. */
+export function idOf(waiter: WaiterPlace): ServerId {
+  return {
+    pid: word64(0, waiter.pid),
+    taskId: waiter.taskId,
+    vnn: waiter.pnn,
+    uniqueId: word64(OWN_MARK | waiter.client, waiter.ticket),
+  }
 }
 
 /**
- * How a wait ended. "woken": the holder has released, and hands over the queue behind us. "late": we are in its queue, but it takes long.
- * "deaf": no answer, so it may be dead.
+ * How a wait ended. "granted": the lock is ours. "woken": the holder has released. With both comes the queue behind us. "late": we are in
+ * its queue, but it takes long. "deaf": no answer, so it may be dead.
  */
 export type Waited =
-  | { readonly end: "woken"; readonly queue: readonly WaiterPlace[] }
-  | { readonly end: "late" }
-  | { readonly end: "deaf" }
+  | { readonly end: "granted" | "woken"; readonly queue: readonly WaiterPlace[] }
+  | { readonly end: "late" | "deaf" }
 
 let clients = 0
 const desks = new WeakMap<Client, WaitingDesk>()
@@ -64,7 +108,11 @@ export class WaitingDesk {
   private tokens = 0
   /** Queues of locks held, by ticket. */
   private readonly held = new Map<number, WaiterPlace[]>()
-  private readonly waits = new Map<number, { queued(): void; wake(queue: readonly WaiterPlace[]): void }>()
+  private readonly waits = new Map<number, { queued(): void; end(waited: Waited): void }>()
+  /** Tickets of attempts under way: a lock that is granted to one of them between two waits is found at its next look. */
+  private readonly takings = new Set<number>()
+  /** Called with a lock that was granted to an attempt that is over. */
+  onUnwanted: (waiter: WaiterPlace, queue: readonly WaiterPlace[], key: Uint8Array) => void = () => {}
   private readonly questions = new Map<number, (waiters: readonly WaiterPlace[]) => void>()
 
   private constructor(private readonly client: Client) {}
@@ -93,34 +141,52 @@ export class WaitingDesk {
     this.held.set(ticket, [...queue])
   }
 
-  hasWaiters(ticket: number): boolean {
-    return (this.held.get(ticket)?.length ?? 0) > 0
+  starts(ticket: number): void {
+    this.takings.add(ticket)
   }
 
-  /** The lock is free: wakes the first in the queue, and readers behind a reader; the rest of the queue goes with the first. */
-  released(ticket: number): void {
+  /** The attempt is over, whatever came of it. */
+  ends(ticket: number): void {
+    this.takings.delete(ticket)
+  }
+
+  /** Those who get a lock next, in their order: one writer, or the readers up to the first writer. */
+  next(ticket: number): readonly WaiterPlace[] {
     const queue = this.held.get(ticket) ?? []
+    let count = Math.min(1, queue.length)
+    if (queue[0]?.reading === true) while (queue[count]?.reading === true) count++
+    return queue.slice(0, count)
+  }
+
+  /** The lock is free: wakes those who are next. With `granted` the record names them as holders already. The first gets the queue. */
+  released(ticket: number, granted: boolean, key: Uint8Array): void {
+    const queue = this.held.get(ticket) ?? []
+    const next = this.next(ticket)
     this.held.delete(ticket)
-    let first = 1
-    if (queue[0]?.reading === true) while (queue[first]?.reading === true) first++
-    queue.slice(0, first).forEach((waiter, index) => {
-      this.wake(waiter, index === 0 ? queue.slice(first) : [])
+    next.forEach((waiter, index) => {
+      this.wake(waiter, index === 0 ? queue.slice(next.length) : [], granted, key)
     })
   }
 
   /** Wakes all: for a queue that can't be kept. */
   wakeAll(queue: readonly WaiterPlace[]): void {
-    for (const waiter of queue) this.wake(waiter, [])
+    for (const waiter of queue) this.wake(waiter, [], false, NO_KEY)
   }
 
   /**
    * Tells a holder that is of this project that we wait, and waits: until it releases, or for `deafMs` without any answer from it, or for
    * `limitMs` after it has put us into its queue.
    */
-  waitFor(holder: ServerId, reading: boolean, deafMs: number, limitMs: number, signal?: AbortSignal): Promise<Waited> {
+  waitFor(
+    holder: ServerId,
+    self: Pick<WaiterPlace, "ticket" | "taskId" | "reading" | "since">,
+    deafMs: number,
+    limitMs: number,
+    signal?: AbortSignal,
+  ): Promise<Waited> {
     const token = ++this.tokens
     return new Promise<Waited>((resolve, reject) => {
-      let timer = setTimeout(() => settle({ end: "deaf" }), deafMs)
+      let timer = setTimeout(() => end({ end: "deaf" }), deafMs)
       const onAbort = (): void => {
         finish()
         reject(signal?.reason)
@@ -130,21 +196,35 @@ export class WaitingDesk {
         this.waits.delete(token)
         signal?.removeEventListener("abort", onAbort)
       }
-      const settle = (waited: Waited): void => {
+      const end = (waited: Waited): void => {
         finish()
         resolve(waited)
       }
       this.waits.set(token, {
         queued: () => {
           clearTimeout(timer)
-          timer = setTimeout(() => settle({ end: "late" }), limitMs)
+          timer = setTimeout(() => end({ end: "late" }), limitMs)
         },
-        wake: (queue) => settle({ end: "woken", queue }),
+        end,
       })
       signal?.addEventListener("abort", onAbort, { once: true })
-      const place = toPlace({ pnn: this.client.pnn, pid: process.pid, client: this.number, token, reading })
-      this.send(holder.vnn, holder.pid.lo, holder.uniqueId.hi & 0xffff, [WAIT, holder.uniqueId.lo, place])
+      this.tell(holder, WAIT, { ...this.place(token), ...self })
     })
+  }
+
+  /** Takes this client's attempt out of a holder's queue. */
+  leave(holder: ServerId, ticket: number): void {
+    this.tell(holder, LEAVE, { ...this.place(0), ticket })
+  }
+
+  private place(token: number): WaiterPlace {
+    const { pnn } = this.client
+    const { number: client } = this
+    return { pnn, pid: process.pid, client, token, ticket: 0, taskId: 0, reading: false, since: performance.now() }
+  }
+
+  private tell(holder: ServerId, kind: number, place: WaiterPlace): void {
+    this.send(holder.vnn, holder.pid.lo, holder.uniqueId.hi & 0xffff, [kind, holder.uniqueId.lo, toPlace(place)])
   }
 
   /** Who waits for a holder that is of this project; undefined if it does not say within `limitMs`. */
@@ -160,13 +240,13 @@ export class WaitingDesk {
         this.questions.delete(token)
         resolve(waiters)
       })
-      const place = toPlace({ pnn: this.client.pnn, pid: process.pid, client: this.number, token, reading: false })
-      this.send(holder.vnn, holder.pid.lo, holder.uniqueId.hi & 0xffff, [ASK, holder.uniqueId.lo, place])
+      this.tell(holder, ASK, this.place(token))
     })
   }
 
-  private wake(waiter: WaiterPlace, queue: readonly WaiterPlace[]): void {
-    this.send(waiter.pnn, waiter.pid, waiter.client, [WAKE, waiter.token, queue.map(toPlace)])
+  private wake(waiter: WaiterPlace, queue: readonly WaiterPlace[], granted: boolean, key: Uint8Array): void {
+    const content = [toPlace(waiter), granted, key, queue.map(toPlace)]
+    this.send(waiter.pnn, waiter.pid, waiter.client, [WAKE, waiter.token, content])
   }
 
   private send(pnn: number, pid: number, client: number, message: unknown[]): void {
@@ -183,9 +263,11 @@ export class WaitingDesk {
         if (waiter === undefined) return
         const queue = this.held.get(subject)
         // Released meanwhile: it may try at once.
-        if (queue === undefined) this.wake(waiter, [])
+        if (queue === undefined) this.wake(waiter, [], false, NO_KEY)
         else {
-          queue.push(waiter)
+          const earlier = queue.findIndex((other) => sameLock(other, waiter))
+          if (earlier >= 0) queue[earlier] = waiter
+          else queue.push(waiter)
           this.send(waiter.pnn, waiter.pid, waiter.client, [QUEUED, waiter.token, null])
         }
         break
@@ -193,11 +275,15 @@ export class WaitingDesk {
       case QUEUED:
         this.waits.get(subject)?.queued()
         break
-      case WAKE: {
-        const wait = this.waits.get(subject)
-        // Who does not wait any more passes it on.
-        if (wait === undefined) this.wakeAll(fromPlaces(rest))
-        else wait.wake(fromPlaces(rest))
+      case WAKE:
+        this.onWake(subject, rest)
+        break
+      case LEAVE: {
+        const [waiter] = fromPlaces([rest])
+        const queue = this.held.get(subject)
+        if (waiter === undefined || queue === undefined) return
+        const at = queue.findIndex((other) => sameLock(other, waiter))
+        if (at >= 0) queue.splice(at, 1)
         break
       }
       case ASK: {
@@ -211,7 +297,25 @@ export class WaitingDesk {
         this.questions.get(subject)?.(fromPlaces(rest))
     }
   }
+
+  private onWake(token: number, content: unknown): void {
+    if (!Array.isArray(content) || content.length !== 4) return
+    const [self] = fromPlaces([content[0]])
+    const [, granted, key] = content as unknown[]
+    const queue = fromPlaces(content[3])
+    if (self === undefined || typeof granted !== "boolean" || !(key instanceof Uint8Array)) return
+    const wait = this.waits.get(token)
+    if (wait !== undefined) wait.end({ end: granted ? "granted" : "woken", queue })
+    // Between two waits it finds the lock in the record; who waits behind it has to look, too.
+    else if (!granted || this.takings.has(self.ticket)) this.wakeAll(queue)
+    else this.onUnwanted(self, queue, key)
+  }
 }
+
+const NO_KEY = new Uint8Array(0)
+
+const sameLock = (a: WaiterPlace, b: WaiterPlace): boolean =>
+  a.pnn === b.pnn && a.pid === b.pid && a.client === b.client && a.ticket === b.ticket
 
 function srvidOf(pid: number, client: number): Word64 {
   return word64(SRVID_MARK | client, pid)

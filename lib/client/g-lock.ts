@@ -23,7 +23,7 @@ import {
   withoutHolder,
   writeGLock,
 } from "./g-lock-record.ts"
-import { type WaiterPlace, WaitingDesk } from "./g-lock-waiters.ts"
+import { idOf, type WaiterPlace, WaitingDesk } from "./g-lock-waiters.ts"
 import type { Cancel } from "./session.ts"
 import { traverse } from "./traverse.ts"
 
@@ -42,6 +42,10 @@ const QUEUED_MS = 1000
 const WATCH_MS = 500
 /** Whether a process exists is answered at once or, by a node that hangs, not at all: taken for alive then (ms). */
 const EXISTS_MS = 5000
+/** A waiter that has waited so long gets the lock from the holder's hand; before that, whoever looks first has it (ms). */
+const FAIR_MS = 5
+/** So many releases without a turn of the event loop at most: a loop over a lock that is always free must not shut out messages. */
+const RELEASES_PER_TURN = 32
 /** A record that is emptied over and over is suggested for deletion once in this time (ms). */
 const HINT_MS = 1000
 
@@ -74,6 +78,8 @@ export class GLock {
     readonly id: ServerId,
     private readonly desk: WaitingDesk,
     private readonly ticket: number,
+    /** The lock was granted, so its record is elsewhere: on its way here. */
+    private readonly coming: Promise<void> | undefined,
   ) {}
 
   /**
@@ -85,30 +91,90 @@ export class GLock {
     const database = await attach(client, G_LOCK_DATABASE, { timeoutMs, signal })
     const desk = await WaitingDesk.of(client)
     const taking = new Taking(client, database, desk, options)
-    await taking.run()
-    return new GLock(options.name, options.type, client, database, taking.key, taking.id, desk, taking.ticket)
+    desk.onUnwanted = (waiter, queue, key) => giveBack(client, database, desk, waiter, queue, key)
+    desk.starts(taking.ticket)
+    try {
+      await taking.run()
+    } finally {
+      desk.ends(taking.ticket)
+    }
+    const coming = taking.granted ? bringHere(database, taking.key) : undefined
+    return new GLock(options.name, options.type, client, database, taking.key, taking.id, desk, taking.ticket, coming)
   }
 
-  /** Lets go and wakes who waits. A second call does nothing. @throws as acquire() */
+  /** Lets go; who waits is woken or has it now. A second call does nothing. @throws as acquire() */
   async release(waiting: Waiting = {}): Promise<void> {
     if (this.released) return
     this.released = true
-    const locked = this.database.fetchLock(this.key, "write", waiting)
-    const record = locked instanceof Promise ? await locked : locked
-    let left: GLockRecord
-    try {
-      left = withoutHolder(parse(this.database, record.copy()), this.id)
-      const bytes = writeGLock(left)
-      if (bytes.length > 0 || this.desk.hasWaiters(this.ticket)) record.store(bytes)
-      else if (deletionDue(this.client, this.database, this.key)) record.delete()
-      else record.store(bytes)
-    } finally {
-      record.unlock()
-    }
-    this.desk.released(this.ticket)
+    if (this.coming !== undefined) await this.coming
+    const { database, key, desk, ticket } = this
+    const left = await removeHolder(this.client, database, desk, ticket, key, this.id, waiting)
     if (left.format === "samba" && left.watchers.length > 0) {
-      await wakeWatcher(this.client, this.database, this.key, left, this.id)
+      await wakeWatcher(this.client, database, key, left, this.id)
     }
+    if (++releases % RELEASES_PER_TURN === 0) await new Promise<void>((resolve) => setImmediate(resolve))
+  }
+}
+
+let releases = 0
+
+/** Takes a holder out of the record, hands over to its queue or wakes it, and returns the record as it was without the holder. */
+async function removeHolder(
+  client: Client,
+  database: Database,
+  desk: WaitingDesk,
+  ticket: number,
+  key: Uint8Array,
+  id: ServerId,
+  waiting: Waiting,
+): Promise<GLockRecord> {
+  const locked = database.fetchLock(key, "write", waiting)
+  const record = locked instanceof Promise ? await locked : locked
+  let left: GLockRecord
+  let granted = false
+  const next = desk.next(ticket)
+  try {
+    left = withoutHolder(parse(database, record.copy()), id)
+    granted = left.format === "free" && next.length > 0 && performance.now() - next[0]!.since > FAIR_MS
+    if (granted) {
+      const holders = next.map((waiter): GLockHolder => ({ type: waiter.reading ? "read" : "write", id: idOf(waiter) }))
+      record.store(writeGLock({ format: "ctdb", holders }))
+    } else {
+      const bytes = writeGLock(left)
+      if (bytes.length === 0 && next.length === 0 && deletionDue(client, database, key)) record.delete()
+      else record.store(bytes)
+    }
+  } finally {
+    record.unlock()
+  }
+  desk.released(ticket, granted, key)
+  return left
+}
+
+/** A lock was granted to an attempt that has given up: the next one gets it. */
+function giveBack(
+  client: Client,
+  database: Database,
+  desk: WaitingDesk,
+  waiter: WaiterPlace,
+  queue: readonly WaiterPlace[],
+  key: Uint8Array,
+): void {
+  if (!client.isOpen || database.isClosed) return
+  desk.holds(waiter.ticket, queue)
+  // Who can't be given back now: the waiters look for themselves in a while, and find it when this process has ended.
+  removeHolder(client, database, desk, waiter.ticket, key, idOf(waiter), { timeoutMs: EXISTS_MS }).catch(() => {
+    desk.released(waiter.ticket, false, key)
+  })
+}
+
+/** Has the record moved here while its lock is used, so that the release need not wait for it. */
+async function bringHere(database: Database, key: Uint8Array): Promise<void> {
+  try {
+    const record = await database.fetchLock(key)
+    record.unlock()
+  } catch {
+    // The release tries again, and tells why.
   }
 }
 
@@ -121,6 +187,11 @@ class Taking {
   private readonly deadline: number
   /** Waiters whom the last holder has handed to us. */
   private queue: readonly WaiterPlace[] = []
+  /** The last holder has written us into the record: it lies on that node. */
+  granted = false
+  /** Holders in whose queues we may be. */
+  private readonly asked: ServerId[] = []
+  private readonly since = performance.now()
   /** Our entry in a record of Samba's. */
   private watcher: Watcher | undefined
   private readonly dead: ServerId[] = []
@@ -152,7 +223,7 @@ class Taking {
         if (performance.now() > this.deadline) {
           throw new DatabaseError(this.database.name, "ETIMEDOUT", `lock ${this.options.name} was not free in time`)
         }
-        const record = await this.look()
+        const record = this.granted ? undefined : await this.look()
         if (record === undefined) {
           this.desk.holds(this.ticket, this.queue)
           return
@@ -164,7 +235,9 @@ class Taking {
       }
     } catch (error) {
       this.desk.wakeAll(this.queue)
-      if (this.watcher !== undefined) await this.removeWatcher()
+      for (const holder of this.asked) this.desk.leave(holder, this.ticket)
+      // A lock may have been granted to us just now.
+      if (this.watcher !== undefined || this.asked.length > 0) await this.withdraw()
       throw error
     }
   }
@@ -185,6 +258,8 @@ class Taking {
       for (const id of this.dead) now = withoutHolder(now, id)
       this.dead.length = 0
       this.id = (now.format === "free" ? format : now.format) === "samba" ? this.sambaId : this.ctdbId
+      // Granted while nobody listened.
+      if (holdersOf(now).some(({ id }) => sameServer(id, this.id))) return undefined
       if (this.blockers(now).length === 0) {
         if (now.format === "samba") now = this.withoutWatcher(now)
         record.store(writeGLock(withHolder(now, { type, id: this.id }, format)))
@@ -208,11 +283,15 @@ class Taking {
     return { ...record, watchers: record.watchers.filter((watcher) => !sameWatcher(watcher, own)) }
   }
 
-  private async removeWatcher(): Promise<void> {
+  /** Takes out of the record whatever of us is in it. */
+  private async withdraw(): Promise<void> {
     const record = await this.database.fetchLock(this.key, "write", { timeoutMs: EXISTS_MS })
     try {
       const found = parse(this.database, record.copy())
-      if (found.format === "samba") record.store(writeGLock(this.withoutWatcher(found)))
+      const held = holdersOf(found).some(({ id }) => sameServer(id, this.id))
+      const left = held ? withoutHolder(found, this.id) : found
+      if (left.format === "samba") record.store(writeGLock(this.withoutWatcher(left)))
+      else if (held) record.store(writeGLock(left))
     } finally {
       record.unlock()
     }
@@ -227,9 +306,13 @@ class Taking {
     if (record.format === "ctdb" && WaitingDesk.knows(first)) {
       // It answers for itself that it lives.
       const limit = Math.min(QUEUED_MS, left)
-      const waited = await this.desk.waitFor(first, type === "read", Math.min(DEAF_MS, limit), limit, signal)
-      if (waited.end === "woken") {
+      const { ticket, since, ctdbId } = this
+      const self = { ticket, taskId: ctdbId.taskId, reading: type === "read", since }
+      if (!this.asked.some((id) => sameServer(id, first))) this.asked.push(first)
+      const waited = await this.desk.waitFor(first, self, Math.min(DEAF_MS, limit), limit, signal)
+      if (waited.end === "granted" || waited.end === "woken") {
         this.queue = waited.queue
+        this.granted = waited.end === "granted"
         return
       }
     }
