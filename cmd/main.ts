@@ -18,6 +18,7 @@ const programs = new Map<string, () => Promise<Program>>([
   ["mutex-fcntl-helper", () => import("./mutex-fcntl-helper.ts")],
   ["sandbox", () => import("./sandbox.ts")],
   ["tdb", () => import("./tdb.ts")],
+  ["bench", () => import("./bench/main.ts")],
   ["config", () => import("./config.ts")],
   ["path", () => import("./path.ts")],
   ["links", () => import("./links.ts")],
