@@ -2,7 +2,7 @@
 // line of totals. Tests run in lanes side by side, each lane one `bun test`; what measures or loads the machine has a lane
 // to itself. `--soak` runs the long forms.
 
-import { existsSync } from "node:fs"
+import { existsSync, readdirSync } from "node:fs"
 import { cpus } from "node:os"
 
 /** Debian packages that tests need, each with a file that shows it is there. */
@@ -23,15 +23,19 @@ interface Lane {
   readonly paths: readonly string[]
 }
 
-/** Lanes of the first group run side by side; the second group follows, one after the other. */
+/** Folders that start real clusters: they have the machine to themselves, one after the other. */
+const REAL = ["peers", "integration"]
+/** Not tests. */
+const NO_TESTS = ["bench", "vectors"]
+
+const folders = readdirSync(import.meta.dir, { withFileTypes: true })
+  .filter((entry) => entry.isDirectory() && !NO_TESTS.includes(entry.name))
+  .map((entry) => entry.name)
+/** Run side by side: logic needs a processor, real clusters mostly wait. */
 const SIDE_BY_SIDE: readonly Lane[] = [
-  {
-    name: "logic",
-    paths: ["protocol", "config", "net", "client", "cmd", "sys", "tdb", "daemon", "architecture", "simulation", "fuzz"],
-  },
-  { name: "peers", paths: ["peers"] },
+  { name: "logic", paths: folders.filter((name) => !REAL.includes(name)) },
+  { name: "real", paths: folders.filter((name) => REAL.includes(name)) },
 ]
-const ALONE: readonly Lane[] = [{ name: "integration", paths: ["integration"] }]
 
 const soak = process.argv.includes("--soak")
 const testsDirectory = import.meta.dir
@@ -122,7 +126,6 @@ async function main(): Promise<number> {
   const outcomes: Outcome[] = []
   if (cpus().length > 1) outcomes.push(...(await Promise.all(SIDE_BY_SIDE.map(runLane))))
   else for (const lane of SIDE_BY_SIDE) outcomes.push(await runLane(lane))
-  for (const lane of ALONE) outcomes.push(await runLane(lane))
   const sum = (pick: (outcome: Outcome) => number) => outcomes.reduce((total, outcome) => total + pick(outcome), 0)
   const skipped = sum(({ skipped }) => skipped)
   console.log(
