@@ -1,6 +1,6 @@
 // Runs everything that `npm test` promises: system packages, type check, lint, build, and all tests, and closes with one
-// line of totals. Tests run in lanes side by side, each lane one `bun test`; what measures or loads the machine has a lane
-// to itself. `--soak` runs the long forms.
+// line of totals. Tests run in two lanes side by side, each one `bun test`: logic needs a processor, real clusters mostly
+// wait. `--soak` runs the long forms.
 
 import { existsSync, readdirSync } from "node:fs"
 import { cpus } from "node:os"
@@ -23,7 +23,7 @@ interface Lane {
   readonly paths: readonly string[]
 }
 
-/** Folders that start real clusters: they have the machine to themselves, one after the other. */
+/** Folders whose tests start real programs and clusters. */
 const REAL = ["peers", "integration"]
 /** Not tests. */
 const NO_TESTS = ["bench", "vectors"]
@@ -31,8 +31,7 @@ const NO_TESTS = ["bench", "vectors"]
 const folders = readdirSync(import.meta.dir, { withFileTypes: true })
   .filter((entry) => entry.isDirectory() && !NO_TESTS.includes(entry.name))
   .map((entry) => entry.name)
-/** Run side by side: logic needs a processor, real clusters mostly wait. */
-const SIDE_BY_SIDE: readonly Lane[] = [
+const LANES: readonly Lane[] = [
   { name: "logic", paths: folders.filter((name) => !REAL.includes(name)) },
   { name: "real", paths: folders.filter((name) => REAL.includes(name)) },
 ]
@@ -124,8 +123,8 @@ async function main(): Promise<number> {
   }
   if ((await command([process.execPath, "build.ts"])) !== 0) return 1
   const outcomes: Outcome[] = []
-  if (cpus().length > 1) outcomes.push(...(await Promise.all(SIDE_BY_SIDE.map(runLane))))
-  else for (const lane of SIDE_BY_SIDE) outcomes.push(await runLane(lane))
+  if (cpus().length > 1) outcomes.push(...(await Promise.all(LANES.map(runLane))))
+  else for (const lane of LANES) outcomes.push(await runLane(lane))
   const sum = (pick: (outcome: Outcome) => number) => outcomes.reduce((total, outcome) => total + pick(outcome), 0)
   const skipped = sum(({ skipped }) => skipped)
   console.log(
