@@ -191,6 +191,7 @@ class Client {
       this.history.world.end(this.process, false)
       return false
     }
+    this.busy = true
     this.session.request("DB_ATTACH", this.host.pnn, { request: DATABASE }, (reply) => {
       if (!reply.ok) {
         this.later(100, () => this.session.close())
@@ -284,7 +285,7 @@ class History {
 
   constructor(readonly plan: Plan) {
     const { seed, nodes, lock } = plan
-    const tunables = { RecoveryBanPeriod: 20, StatHistoryInterval: 3600, RerecoveryTimeout: 2 }
+    const tunables = { RecoveryBanPeriod: 20, StatHistoryInterval: 3600, RerecoveryTimeout: 2, DeferredAttachTO: 1000 }
     this.world = new World({ seed, nodes, lock, testMode: true, tunables })
     this.random = new Random(seed ^ 0x33)
     this.keys = Array.from({ length: plan.keys }, (_, n) => `key ${n}`).map(

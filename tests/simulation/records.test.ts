@@ -1,0 +1,187 @@
+// The main test of how records move: many random histories of clients that write under fetch-lock while nodes die, pause, lose
+// links and recover (records.ts), with the invariants looked at after every event. Then each rule in turn is broken on
+// purpose, in the running code, to see that the checker notices. CTDB_SOAK=N runs N histories, CTDB_SEED=N begins at another.
+
+import { afterEach, expect, test } from "bun:test"
+import { Calls } from "../../daemon/database/calls.ts"
+import type { Database } from "../../daemon/database/database.ts"
+import { ChainLocks } from "../../daemon/database/locks.ts"
+import { RecordHeader } from "../../daemon/database/record.ts"
+import { Databases } from "../../daemon/database/registry.ts"
+import { type Plan, planOf, runPlan, shrink } from "./records.ts"
+
+const soak = Number(process.env.CTDB_SOAK ?? 0)
+const HISTORIES = soak > 1 ? soak : soak === 1 ? 20_000 : 1000
+const FIRST = Number(process.env.CTDB_SEED ?? 1)
+const BLOCK = 50
+const TRACE_LINES = 60
+/** Histories that a broken rule may survive. */
+const SEEDS_MAX = 150
+
+function report(seed: number): string {
+  const { plan, failure, world } = shrink(planOf(seed))
+  const trace = world.traceText().split("\n").slice(-TRACE_LINES).join("\n")
+  return `${trace}\n\n${JSON.stringify(plan)}\n${failure}\n\nreplay with: bun tests/simulation/records.ts ${seed}\n`
+}
+
+let excluded = 0
+let marks = 0
+for (let from = FIRST; from < FIRST + HISTORIES; from += BLOCK) {
+  const to = Math.min(from + BLOCK, FIRST + HISTORIES) - 1
+  test(`histories ${from} to ${to}: no acknowledged mark is lost, one owner, rsn grows, all calls answered`, () => {
+    for (let seed = from; seed <= to; seed++) {
+      const outcome = runPlan(planOf(seed))
+      if (outcome.failure !== undefined) throw new Error(`history ${seed} failed\n${report(seed)}`)
+      marks += outcome.marks
+      if (outcome.excluded) excluded++
+    }
+  }, 120_000)
+}
+
+test("most histories were judged to their end, and had much to judge", () => {
+  // Where a recovery leaves out a node that lives, what its clients write meanwhile is in no order with the others' writes.
+  expect(excluded).toBeLessThan(HISTORIES * 0.08)
+  expect(marks).toBeGreaterThan(HISTORIES * 100)
+})
+
+test("a seed gives the same history every time, to the last line", () => {
+  for (const seed of [3, 4, 5]) {
+    const first = runPlan(planOf(seed))
+    const second = runPlan(planOf(seed))
+    expect(first.marks).toBeGreaterThan(50)
+    expect(second.world.events).toBe(first.world.events)
+    expect(second.world.traceText()).toBe(first.world.traceText())
+  }
+})
+
+test("the plans cover every kind of fault, and histories without any", () => {
+  const kinds = new Map<string, number>()
+  for (let seed = 1; seed <= 1000; seed++) {
+    const { faults, nodes, keys } = planOf(seed)
+    const found = faults.length === 0 ? ["calm"] : faults.map(({ deed }) => deed.kind)
+    for (const kind of [...found, `${nodes} nodes`, `${keys} keys`]) kinds.set(kind, (kinds.get(kind) ?? 0) + 1)
+  }
+  expect([...kinds].filter(([, count]) => count < 30)).toEqual([])
+  // 10 kinds of fault, none, 3 sizes of cluster, 4 numbers of keys.
+  expect(kinds.size).toBe(18)
+})
+
+// ---- broken on purpose -------------------------------------------------------------------------------------------
+
+type Method = (this: never, ...args: never[]) => unknown
+let restore: () => void = () => {}
+afterEach(() => restore())
+
+function replace(room: { readonly prototype: object }, name: string, by: (original: Method) => Method): void {
+  const methods = room.prototype as Record<string, Method>
+  const original = methods[name]
+  if (original === undefined) throw new Error(`there is no method ${name} to break`)
+  methods[name] = by(original)
+  restore = () => {
+    methods[name] = original
+  }
+}
+
+function firstFailure(changed: (plan: Plan) => Plan = (plan) => plan): string | undefined {
+  for (let seed = 1; seed <= SEEDS_MAX; seed++) {
+    const { failure } = runPlan(changed(planOf(seed)))
+    if (failure !== undefined) return failure
+  }
+  return undefined
+}
+
+/** Changes the header of a record in a node's file. */
+function rewrite(database: Database, key: Uint8Array, change: (header: RecordHeader) => void): void {
+  const value = database.tdb.fetch(key)
+  if (value === null) return
+  const header = new RecordHeader().read(value)
+  change(header)
+  header.write(value)
+  database.tdb.store(key, value)
+}
+
+interface Mutation {
+  readonly rule: string
+  readonly room: { readonly prototype: object }
+  readonly method: string
+  readonly by: (original: Method) => Method
+  readonly found: RegExp
+}
+
+const mutations: readonly Mutation[] = [
+  {
+    rule: "whoever hands a record over goes on owning it",
+    room: Calls,
+    method: "handOver",
+    by: (original) =>
+      function (this: never, database: Database, packet: { readonly key: Uint8Array }, ...rest: never[]) {
+        const key = packet.key.slice()
+        original.apply(this, [database, packet, ...rest] as never)
+        rewrite(database, key, (header) => {
+          header.dmaster = database.pnn
+        })
+      } as Method,
+    found: /both own|has rsn|finds mark/,
+  },
+  {
+    rule: "the new owner does not raise the rsn",
+    room: Calls,
+    method: "take",
+    by: (original) =>
+      function (this: never, database: Database, packet: { readonly key: Uint8Array }, ...rest: never[]) {
+        const key = packet.key.slice()
+        original.apply(this, [database, packet, ...rest] as never)
+        rewrite(database, key, (header) => {
+          header.rsnLo -= 2
+        })
+      } as Method,
+    found: /has rsn|went from/,
+  },
+  {
+    rule: "requests are served while a client has the chain",
+    room: ChainLocks,
+    method: "enter",
+    by: () =>
+      function (this: { files: { unlockChain: () => void } }) {
+        this.files.unlockChain = () => {}
+        return true
+      } as unknown as Method,
+    found: /finds mark|both own|vanished|released|not held/,
+  },
+  {
+    rule: "calls are not asked again after a recovery",
+    room: Calls,
+    method: "resend",
+    by: () => () => {},
+    found: /calls wait|a client .* waits/,
+  },
+  {
+    rule: "a broken link asks for no recovery",
+    room: Calls,
+    method: "nodeLost",
+    by: () => () => {},
+    found: /calls wait|a client .* waits|owns the record/,
+  },
+  {
+    rule: "calls without a link are forgotten",
+    room: Calls,
+    method: "keepUnsent",
+    by: () => () => {},
+    found: /calls wait|a client .* waits|can't be read/,
+  },
+  {
+    rule: "deferred attaches are never looked at again",
+    room: Databases,
+    method: "recovered",
+    by: () => () => {},
+    found: /a client .* waits|can't be read/,
+  },
+]
+
+for (const { rule, room, method, by, found } of mutations) {
+  test(`found out: ${rule}`, () => {
+    replace(room, method, by)
+    const failure = firstFailure()
+    expect(failure ?? "not found").toMatch(found)
+  }, 120_000)
+}
