@@ -23,9 +23,10 @@ export const CLIENTS_MAX = 20_000
 /** Stands in the id table for the moment between an id and the client that gets it. */
 const NOBODY: LocalClient = { id: 0, pid: 0, pendingIds: new Set(), send: () => {} }
 
-export class Client implements LocalClient {
-  readonly notifications = new Notifications()
-  readonly pendingIds = new Set<number>()
+/** One connection. Most clients of a node are idle, so one holds nothing that it has not needed yet. */
+export class Client implements LocalClient, PacketHandler {
+  private notes: Notifications | undefined
+  private waiting: Set<number> | undefined
   /** It is being disconnected because it does not read; what else comes for it is lost. */
   condemned = false
   /** START_PERSISTENT_UPDATE controls without their end. */
@@ -37,7 +38,38 @@ export class Client implements LocalClient {
     readonly pid: number,
     private readonly connection: PacketConnection,
     private readonly state: NodeState,
+    private readonly clients: Clients,
   ) {}
+
+  get notifications(): Notifications {
+    this.notes ??= new Notifications()
+    return this.notes
+  }
+
+  get pendingIds(): Set<number> {
+    this.waiting ??= new Set()
+    return this.waiting
+  }
+
+  onPacket(packet: Uint8Array): void {
+    this.clients.receive(this, packet)
+  }
+
+  onBadHeader(reason: string): "drop" {
+    this.state.statistics.now.clientPacketsRecv++
+    this.clients.complain(this, reason)
+    return "drop"
+  }
+
+  onClose(): void {
+    this.clients.gone(this)
+  }
+
+  onDrain(): void {
+    if (!this.paused) return
+    this.paused = false
+    this.connection.resume()
+  }
 
   send(packet: Uint8Array): void {
     this.state.statistics.now.clientPacketsSent++
@@ -51,12 +83,6 @@ export class Client implements LocalClient {
   /** Bytes sent to it that it has not read. */
   get queuedBytes(): number {
     return this.connection.queuedBytes
-  }
-
-  drained(): void {
-    if (!this.paused) return
-    this.paused = false
-    this.connection.resume()
   }
 
   overfull(): boolean {
@@ -98,19 +124,10 @@ export class Clients {
     }
     this.turnedAway = 0
     const entry: { kind: "client"; client: LocalClient } = { kind: "client", client: NOBODY }
-    const client = new Client(this.ids.add(entry), credentials.pid, connection, this.state)
+    const client = new Client(this.ids.add(entry), credentials.pid, connection, this.state, this)
     entry.client = client
     this.all.add(client)
-    return {
-      onPacket: (packet) => this.receive(client, packet),
-      onBadHeader: (reason) => {
-        this.state.statistics.now.clientPacketsRecv++
-        this.complain(client, reason)
-        return "drop"
-      },
-      onClose: () => this.gone(client),
-      onDrain: () => client.drained(),
-    }
+    return client
   }
 
   /** The clients whose process has that id, newest first. */
@@ -136,7 +153,7 @@ export class Clients {
     client.send(packet)
   }
 
-  private receive(client: Client, bytes: Uint8Array): void {
+  receive(client: Client, bytes: Uint8Array): void {
     this.state.statistics.now.clientPacketsRecv++
     let packet: Packet
     try {
@@ -170,14 +187,14 @@ export class Clients {
     }
   }
 
-  private complain(client: Client, reason: string): void {
+  complain(client: Client, reason: string): void {
     this.router.complaints.add(
       `client ${client.pid}`,
       `Bad packet from client with pid ${client.pid}, dropped: ${reason}`,
     )
   }
 
-  private gone(client: Client): void {
+  gone(client: Client): void {
     if (!this.all.delete(client)) return
     this.ids.remove(client.id)
     this.router.clientGone(client)
