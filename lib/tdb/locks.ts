@@ -418,7 +418,7 @@ export class Locks {
   private sweep(mutexes: MutexArea, wait: boolean): boolean {
     for (let list = 1; list <= this.hashSize; list++) {
       const address = mutexes.listMutex(list)
-      if (tryLockMutex(address) === BUSY && !(wait && spin(mutexes, list, address))) return false
+      if ((wait ? lockMutex(address) : tryLockMutex(address)) === BUSY) return false
       unlockMutex(address)
     }
     return true
