@@ -1,4 +1,4 @@
-// Our client's databases on three stock nodes, by processes of its own: counting under fetch-lock, reading delegated copies, transactions,
+// Our client's databases on three nodes, stock, ours and mixed, by processes of its own: counting under fetch-lock, reading delegated copies, transactions,
 // and the two kinds of g_lock beside the stock tool and Samba's net.
 
 import { afterAll, beforeAll, describe, expect, test } from "bun:test"
@@ -11,30 +11,18 @@ import { GLock, listGLocks } from "../../lib/client/g-lock.ts"
 import { sequenceNumber, Transaction, transactionLockName } from "../../lib/client/transaction.ts"
 import { traverse } from "../../lib/client/traverse.ts"
 import type { Job, Report } from "./client-worker.ts"
-import { type StockCluster, startStockCluster } from "./cluster.ts"
+import { type Kind, MixedCluster } from "./nodes.ts"
 import { stockInstalled, waitUntil } from "./stock.ts"
 
-const PREFIX = "127.61.3."
 const WORKER = join(import.meta.dir, "client-worker.ts")
 const NET = "/usr/bin/net"
 const TIMEOUT = 120_000
 
-let cluster: StockCluster
+let cluster: MixedCluster
 let clients: Client[] = []
 
-beforeAll(async () => {
-  if (!stockInstalled) return
-  cluster = await startStockCluster(PREFIX, 3, { tunables: ["VacuumInterval=2", "RerecoveryTimeout=1"] })
-  clients = await Promise.all(cluster.nodes.map(({ socket }) => Client.connect({ socket })))
-}, TIMEOUT)
-
-afterAll(async () => {
-  await Promise.all(clients.map((client) => client.close()))
-  await cluster?.stop()
-}, 60_000)
-
 function startWorker(node: number, database: string, job: Job) {
-  const task = JSON.stringify({ ...job, database, socket: cluster.nodes[node]!.socket })
+  const task = JSON.stringify({ ...job, database, socket: cluster.node(node).socket })
   return Bun.spawn([process.execPath, WORKER, task], { stdin: "ignore", stdout: "pipe", stderr: "inherit" })
 }
 
@@ -64,12 +52,30 @@ async function total(node: number, name: string, keys: number): Promise<number> 
 }
 
 const tool = async (node: number, ...words: string[]): Promise<string> => {
-  const { status, stdout, stderr } = await cluster.nodes[node]!.tool("-t", "60", ...words)
+  const { status, stdout, stderr } = await cluster.node(node).tool("-t", "60", ...words)
   if (status !== 0) throw new Error(`ctdb ${words.join(" ")}: ${status} ${stderr}`)
   return stdout
 }
 
-describe.skipIf(!stockInstalled)("our client on three stock nodes", () => {
+const clusters: readonly (readonly [prefix: string, ...kinds: Kind[]])[] = [
+  ["127.61.3.", "stock", "stock", "stock"],
+  ["127.61.4.", "ours", "ours", "ours"],
+  ["127.61.5.", "ours", "stock", "ours"],
+]
+
+describe.skipIf(!stockInstalled).each(clusters)("our client on nodes on %s: %s, %s, %s", (prefix, ...kinds) => {
+  beforeAll(async () => {
+    cluster = new MixedCluster(prefix, kinds, { lock: false, tunables: ["VacuumInterval=2", "RerecoveryTimeout=1"] })
+    await cluster.startTogether()
+    await cluster.allOk()
+    clients = await Promise.all(cluster.pnns.map((pnn) => Client.connect({ socket: cluster.node(pnn).socket })))
+  }, TIMEOUT)
+
+  afterAll(async () => {
+    await Promise.all(clients.map((client) => client.close()))
+    await cluster.end()
+  }, 60_000)
+
   test("attach opens each kind of database with the daemon's flags", async () => {
     const client = clients[0]!
     const flags = { volatile: 0x1c41, replicated: 0x0c41, persistent: 0x0400 } as const
@@ -79,7 +85,7 @@ describe.skipIf(!stockInstalled)("our client on three stock nodes", () => {
       expect(await attach(client, `flags-${kind}.tdb`, { kind })).toBe(database)
     }
     // Attached as volatile, a persistent database is still what it is.
-    const other = await Client.connect({ socket: cluster.nodes[0]!.socket })
+    const other = await Client.connect({ socket: cluster.node(0).socket })
     expect((await attach(other, "flags-persistent.tdb")).kind).toBe("persistent")
     const refused = attach(other, "flags-volatile.tdb", { kind: "persistent" })
     expect(refused).rejects.toMatchObject({ name: "AttachError", step: "DB_ATTACH", cause: { status: -1 } })
@@ -203,13 +209,13 @@ describe.skipIf(!stockInstalled)("our client on three stock nodes", () => {
 
   test("another process's lock is waited for", async () => {
     const databases = await Promise.all(
-      [clients[0]!, await Client.connect({ socket: cluster.nodes[0]!.socket })].map((c) => attach(c, "busy.tdb")),
+      [clients[0]!, await Client.connect({ socket: cluster.node(0).socket })].map((c) => attach(c, "busy.tdb")),
     )
     const held = await lock(databases[0]!, "k")
     expect(databases[1]!.tryFetchLock(Buffer.from("k"))).toBeUndefined()
     const waiting = databases[1]!.fetchLock(Buffer.from("k"))
     expect(waiting).toBeInstanceOf(Promise)
-    const stock = cluster.nodes[0]!.tool("writekey", "busy.tdb", "k", "stock")
+    const stock = cluster.node(0).tool("writekey", "busy.tdb", "k", "stock")
     await Bun.sleep(100)
     held.store(Buffer.from("first"))
     held.unlock()
@@ -399,7 +405,7 @@ describe.skipIf(!stockInstalled)("our client on three stock nodes", () => {
         await storing
         // Its ptrans reads its input with the lock held: ours has to wait for the end of that.
         const ptrans = Bun.spawn(["/usr/bin/ctdb", "ptrans", "excluded.tdb"], {
-          env: { ...cluster.nodes[2]!.environment },
+          env: { ...cluster.node(2).environment },
           stdin: "pipe",
           stdout: "ignore",
           stderr: "inherit",
@@ -473,7 +479,7 @@ describe.skipIf(!stockInstalled)("our client on three stock nodes", () => {
           ]
           const paths = lines.map((line) => `${line} = ${join(directory, line.split(" ")[0]!)}\n`).join("")
           const conf = join(directory, "smb.conf")
-          writeFileSync(conf, `[global]\nclustering = yes\nctdbd socket = ${cluster.nodes[node]!.socket}\n${paths}`)
+          writeFileSync(conf, `[global]\nclustering = yes\nctdbd socket = ${cluster.node(node).socket}\n${paths}`)
           return (script: string) =>
             Bun.spawn([NET, "-s", conf, "g_lock", "do", "both", "20000", script], {
               stdin: "ignore",

@@ -6,10 +6,12 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test"
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
+import { binary } from "../binary.ts"
 import { type StockCluster, startStockCluster } from "./cluster.ts"
 import { stockInstalled, waitUntil } from "./stock.ts"
 
 const STOCK = "/usr/bin/ctdb"
+const ours = binary
 const PREFIX = "127.61.2."
 const TIMEOUT = 120_000
 
@@ -20,7 +22,6 @@ interface Run {
 }
 
 let directory: string
-let ours: string
 let cluster: StockCluster
 
 async function run(tool: string, words: readonly string[], node = 0, stdin?: string): Promise<Run> {
@@ -97,12 +98,6 @@ async function sameOnPair(
 beforeAll(async () => {
   if (!stockInstalled) return
   directory = mkdtempSync(join(tmpdir(), "ctdb-tool-database-"))
-  ours = join(directory, "ctdb")
-  const build = Bun.spawnSync([process.execPath, "build.ts", ours], {
-    cwd: join(import.meta.dir, "../.."),
-    stdout: "ignore",
-  })
-  expect(build.exitCode).toBe(0)
   // Vacuuming would take the empty records of one database of a pair before those of the other.
   cluster = await startStockCluster(PREFIX, 3, { tunables: ["VacuumInterval=3600"] })
   for (const prefix of ["all", "ref", "own"]) {
