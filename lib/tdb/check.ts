@@ -228,7 +228,9 @@ class Check {
     const key = db.b.subarray(keyStart, keyStart + keyLength)
     const hash = db.hash(key)
     if ((hash | 0) !== db.get(offset + AT_FULL_HASH)) {
-      this.find(`Record offset ${offset} has incorrect hash`, offset)
+      // Taken from the free list by somebody who died before its contents were written: nothing can reach it.
+      const unreachable = this.linked.has(offset) ? "" : " and is in no list"
+      this.find(`Record offset ${offset} has incorrect hash${unreachable}`, offset)
       return length
     }
     this.expected.set(offset, db.chainOf(hash) + 1)
