@@ -74,6 +74,8 @@ export class Leadership {
   private leaderTimer: Timer | undefined
   private priorityTime: Timeval
   private firstElection = true
+  /** When the last pause of this process ended. */
+  private stoodStillMs = Number.NEGATIVE_INFINITY
   /** There was a leader since this recovery daemon began: the cluster is not a starting one. */
   private knewLeader = false
   private stopped = false
@@ -167,6 +169,7 @@ export class Leadership {
     const nowMs = this.environment.monotonicMs()
     this.check()
     const lateMs = nowMs - dueMs
+    if (lateMs > PAUSE_MS) this.stoodStillMs = nowMs
     if (this.isLeader && this.held === undefined && lateMs > this.settings.leaderTimeoutS * 1000) {
       // Without a lock the others have elected somebody meanwhile; they adopt whoever broadcasts, so this one must not.
       this.environment.log.notice(`Stood still for ${Math.round(lateMs / 1000)} s: another node may lead by now`)
@@ -226,7 +229,9 @@ export class Leadership {
   private leaderTimedOut(dueMs: number): void {
     if (this.stopped) return
     this.leaderTimer = undefined
-    if (this.environment.monotonicMs() - dueMs > PAUSE_MS) {
+    const nowMs = this.environment.monotonicMs()
+    // This timer may have been due at the end of a pause; the broadcasts' own, due each second, has noticed it then.
+    if (nowMs - dueMs > PAUSE_MS || nowMs - this.stoodStillMs < PAUSE_MS) {
       // After a pause first listen, then judge: a healthy cluster must not be upset by a clock that stood still.
       this.environment.log.notice("Stood still for a while: waiting for a leader broadcast before judging")
       this.watchLeader()
