@@ -147,6 +147,8 @@ async function runCommand(
     throw error
   } finally {
     output.flush()
+    // The process ends next: what was sent without asking for an answer has to leave it first.
+    await client?.close()
   }
 }
 

@@ -80,6 +80,8 @@ export class Client {
   /** The connection ended by itself (not by close()). The next reconnect() may follow. */
   onClosed: (reason: string) => void = () => {}
   private connection: SocketConnection | undefined
+  /** @internal called before this side closes, for last messages */
+  readonly closing = new Set<() => void>()
   /** @internal called when the connection ends by itself */
   readonly closedWaiters = new Set<(reason: string) => void>()
 
@@ -151,6 +153,7 @@ export class Client {
 
   /** Sends what is queued, then closes. Requests that wait fail with "closed". */
   async close(): Promise<void> {
+    for (const last of this.closing) last()
     const connection = this.connection
     if (connection !== undefined && !connection.isClosed) {
       connection.flushNow()

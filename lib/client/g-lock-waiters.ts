@@ -108,6 +108,8 @@ export class WaitingDesk {
   private tokens = 0
   /** Queues of locks held, by ticket. */
   private readonly held = new Map<number, WaiterPlace[]>()
+  /** Locks just released whose queues wait for this client to lock again, or to go on: by key, with what ends that. */
+  private readonly lingering = new Map<string, { readonly ticket: number; readonly end: () => void }>()
   private readonly waits = new Map<number, { queued(): void; end(waited: Waited): void }>()
   /** Tickets of attempts under way: a lock that is granted to one of them between two waits is found at its next look. */
   private readonly takings = new Set<number>()
@@ -122,6 +124,7 @@ export class WaitingDesk {
     if (known !== undefined) return known
     const desk = new WaitingDesk(client)
     desks.set(client, desk)
+    client.closing.add(() => desk.endLingering())
     await client.onMessage(srvidOf(process.pid, desk.number), (data) => desk.onMessage(data))
     return desk
   }
@@ -139,6 +142,39 @@ export class WaitingDesk {
   /** The lock is held from now on: who asks is put into this queue. */
   holds(ticket: number, queue: readonly WaiterPlace[]): void {
     this.held.set(ticket, [...queue])
+  }
+
+  /**
+   * The lock is free, but its queue is young: a program that takes it again at once gets it without a record going round the cluster. If
+   * nothing comes of that in this turn of the event loop, `end` is called, which has to let the queue go on.
+   */
+  linger(ticket: number, key: Uint8Array, end: () => void): void {
+    const name = nameOf(key)
+    const lingering = {
+      ticket,
+      end: () => {
+        if (this.lingering.get(name) !== lingering) return
+        this.lingering.delete(name)
+        end()
+      },
+    }
+    this.lingering.set(name, lingering)
+    setImmediate(lingering.end)
+  }
+
+  /** The queue of a lock that lingers, for whom of this client has it now. */
+  adopt(key: Uint8Array): readonly WaiterPlace[] {
+    const name = nameOf(key)
+    const lingering = this.lingering.get(name)
+    if (lingering === undefined) return []
+    this.lingering.delete(name)
+    const queue = this.held.get(lingering.ticket) ?? []
+    this.held.delete(lingering.ticket)
+    return queue
+  }
+
+  private endLingering(): void {
+    for (const { end } of [...this.lingering.values()]) end()
   }
 
   starts(ticket: number): void {
@@ -313,6 +349,9 @@ export class WaitingDesk {
 }
 
 const NO_KEY = new Uint8Array(0)
+
+/** Maps take no bytes as keys. */
+const nameOf = (key: Uint8Array): string => Buffer.from(key.buffer, key.byteOffset, key.length).toString("latin1")
 
 const sameLock = (a: WaiterPlace, b: WaiterPlace): boolean =>
   a.pnn === b.pnn && a.pid === b.pid && a.client === b.client && a.ticket === b.ticket

@@ -132,14 +132,15 @@ async function removeHolder(
   const record = locked instanceof Promise ? await locked : locked
   let left: GLockRecord
   let granted = false
+  let young = false
   const next = desk.next(ticket)
   try {
     left = withoutHolder(parse(database, record.copy()), id)
-    granted = left.format === "free" && next.length > 0 && performance.now() - next[0]!.since > FAIR_MS
-    if (granted) {
-      const holders = next.map((waiter): GLockHolder => ({ type: waiter.reading ? "read" : "write", id: idOf(waiter) }))
-      record.store(writeGLock({ format: "ctdb", holders }))
-    } else {
+    const isNext = left.format === "free" && next.length > 0
+    granted = isNext && performance.now() - next[0]!.since > FAIR_MS
+    young = isNext && !granted
+    if (granted) record.store(grantedTo(next))
+    else {
       const bytes = writeGLock(left)
       if (bytes.length === 0 && next.length === 0 && deletionDue(client, database, key)) record.delete()
       else record.store(bytes)
@@ -147,8 +148,29 @@ async function removeHolder(
   } finally {
     record.unlock()
   }
-  desk.released(ticket, granted, key)
+  if (young) desk.linger(ticket, key, () => desk.released(ticket, grant(database, desk, ticket, key), key))
+  else desk.released(ticket, granted, key)
   return left
+}
+
+/** The record of a lock that its next holders get from the last one's hand. */
+function grantedTo(next: readonly WaiterPlace[]): Uint8Array {
+  const holders = next.map((waiter): GLockHolder => ({ type: waiter.reading ? "read" : "write", id: idOf(waiter) }))
+  return writeGLock({ format: "ctdb", holders })
+}
+
+/** Hands over a lock that is free still, and whose record is here still. */
+function grant(database: Database, desk: WaitingDesk, ticket: number, key: Uint8Array): boolean {
+  const next = desk.next(ticket)
+  const record = next.length === 0 || database.isClosed ? undefined : database.tryFetchLock(key)
+  if (record === undefined) return false
+  try {
+    if (record.length !== 0) return false
+    record.store(grantedTo(next))
+    return true
+  } finally {
+    record.unlock()
+  }
 }
 
 /** A lock was granted to an attempt that has given up: the next one gets it. */
@@ -225,7 +247,7 @@ class Taking {
         }
         const record = this.granted ? undefined : await this.look()
         if (record === undefined) {
-          this.desk.holds(this.ticket, this.queue)
+          this.desk.holds(this.ticket, [...this.desk.adopt(this.key), ...this.queue])
           return
         }
         // Who was handed to us waits for somebody else now, and has to find out whom.
