@@ -154,6 +154,11 @@ export function viewMemory(address: number, bytes: number): ArrayBuffer {
   return toArrayBuffer(address as Pointer, 0, bytes)
 }
 
+/** A 16-bit word of shared memory, as it is now. */
+export function readInt16(address: number): number {
+  return read.i16(address as Pointer, 0)
+}
+
 /** Detach a view, so that a reference kept by mistake reads as empty instead of touching memory that is gone. */
 export function releaseView(buffer: ArrayBuffer): void {
   buffer.transfer()

@@ -1,10 +1,9 @@
 // The thread that waits for locks so that the main thread need not: entry point of a worker, one task at a time, driven through shared
 // words by waits.ts. It never touches a database's contents.
 
-import { type Pointer, read } from "bun:ffi"
 import { EINTR, SysError } from "../sys/errno.ts"
 import { type LockType, lockRangeInterruptibly, READ_LOCK } from "../sys/lock.ts"
-import { viewMemory } from "../sys/memory.ts"
+import { readInt16, viewMemory } from "../sys/memory.ts"
 import { BUSY, LOCKED_AFTER_DEATH, lockMutexFor, unlockMutex } from "../sys/mutex.ts"
 import { threadId } from "../sys/thread.ts"
 import { ALLRECORD_FREE } from "./format.ts"
@@ -58,7 +57,7 @@ function run(shared: SharedArrayBuffer): void {
     const allrecord = args[ARG_ALLRECORD_MUTEX]!
     while (state() === WAITING) {
       if (lockMutexFor(mutex, SLICE_MS) === BUSY) continue
-      const word = read.i16(args[ARG_ALLRECORD_WORD] as Pointer, 0)
+      const word = readInt16(args[ARG_ALLRECORD_WORD]!)
       if (word === ALLRECORD_FREE || (word === READ_LOCK && args[ARG_TYPE] === READ_LOCK)) return true
       unlockMutex(mutex)
       const passed = lockMutexFor(allrecord, SLICE_MS)
