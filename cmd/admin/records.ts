@@ -25,6 +25,7 @@ import {
 import { Failure, type Invocation, UsageError } from "./invocation.ts"
 import { atoi, parseUnsigned } from "./numbers.ts"
 
+const EIO = 5
 const EINVAL = 22
 
 /** Prints records as they come; in JSON as one list. `end` is the text of the last line. */
@@ -40,10 +41,11 @@ export class RecordPrinter {
     else this.invocation.output.print(recordText(key, value))
   }
 
-  end(noun: string, database?: string): void {
+  end(noun: string, database?: string, complete = true): void {
     const { output } = this.invocation
     if (output.mode === "json") {
-      output.json({ ...(database === undefined ? {} : { database }), count: this.count, records: this.records })
+      const of = database === undefined ? {} : { database }
+      output.json({ ...of, complete, count: this.count, records: this.records })
     } else output.print(`Dumped ${this.count} ${noun}\n`)
   }
 }
@@ -58,7 +60,10 @@ export async function catdb(invocation: Invocation): Promise<number> {
     const result = await traverse(client, found.id, (bytes, keyStart, keyLength, dataStart, dataLength) => {
       printer.record(bytes.subarray(keyStart, keyStart + keyLength), bytes.subarray(dataStart, dataStart + dataLength))
     })
-    if (result.maybeCut && output.mode === "terminal") {
+    if (result.cut !== undefined) {
+      output.warn(`The dump is not complete: ${result.cut}`)
+      status = EIO
+    } else if (result.maybeCut && output.mode === "terminal") {
       output.warn("The daemon's TraverseTimeout is over: records of slow nodes may be missing.")
     }
   } catch (error) {
@@ -67,7 +72,7 @@ export async function catdb(invocation: Invocation): Promise<number> {
     output.warn(`traverse: control reply failed, ret=${error.status}`)
     status = error.status
   }
-  printer.end("records", found.name)
+  printer.end("records", found.name, status === 0)
   return status
 }
 

@@ -30,6 +30,8 @@ export type RecordSeen = (
 export interface TraverseResult {
   /** Records that the visitor saw. */
   readonly records: number
+  /** What is missing and why, in the daemon's words, from daemons of this project; undefined if nothing is, or a stock one does not say. */
+  readonly cut: string | undefined
   /**
    * A stock daemon ends a traverse that takes longer than its TraverseTimeout as if all were there (daemon-data-path 11): true when it
    * took that long, so that nodes may be missing.
@@ -63,8 +65,9 @@ export async function traverse(
   const limitMs = (await client.control("GET_TUNABLE", client.pnn, "TraverseTimeout", { signal })) * 1000
   const started = performance.now()
   let records = 0
-  // Records that are already here when the visitor has had enough.
+  // What is already here when the end has come, or the visitor has had enough, does not count.
   let ended = false
+  let cut: string | undefined
   let registration: Cancel | undefined
   let starting: Cancel | undefined
   let timer: ReturnType<typeof setTimeout> | undefined
@@ -76,6 +79,8 @@ export async function traverse(
         const keyLength = readU32(data, 8)
         const dataLength = readU32(data, 12)
         if (keyLength === 0 && dataLength === 0) {
+          if (data.length > REC_DATA_HEAD) cut = Buffer.from(data.subarray(REC_DATA_HEAD)).toString()
+          ended = true
           resolve()
           return
         }
@@ -114,5 +119,5 @@ export async function traverse(
     registration?.cancel()
     if (onClosed !== undefined) client.closedWaiters.delete(onClosed)
   }
-  return { records, maybeCut: performance.now() - started >= limitMs }
+  return { records, cut, maybeCut: performance.now() - started >= limitMs }
 }

@@ -270,7 +270,7 @@ describe.skipIf(!stockInstalled).each(clusters)("our client on nodes on %s: %s, 
           found.push(`${text(keyStart, keyStart + keyLength)}=${text(dataStart + 24, dataStart + dataLength)}`)
         },
       )
-      expect(result).toEqual({ records: 90, maybeCut: false })
+      expect(result).toEqual({ records: 90, cut: undefined, maybeCut: false })
       return found
     })
     for (const found of await Promise.all(walks)) expect(new Set(found)).toEqual(expected)
