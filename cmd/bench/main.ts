@@ -16,6 +16,8 @@ import { pageOf } from "./page.ts"
 import { ProgressLine } from "./progress.ts"
 
 const WRONG_USAGE = 2
+/** So many violations are printed; --json and --report have all. */
+const TOLD = 10
 
 export async function run(argv: readonly string[]): Promise<number> {
   if (argv[0] === "_worker") return await (await import("./worker.ts")).work()
@@ -37,7 +39,8 @@ export async function run(argv: readonly string[]): Promise<number> {
   const result = await measureAll(options, ["ctdb bench", ...argv].join(" "), () => interrupted)
   await print(options, result)
   const wrong = [...violationsOf(result), ...result.failures.map(({ title, reason }) => `${title}: ${reason}`)]
-  for (const text of wrong) process.stderr.write(`ctdb bench: ${text}\n`)
+  for (const text of wrong.slice(0, TOLD)) process.stderr.write(`ctdb bench: ${text}\n`)
+  if (wrong.length > TOLD) process.stderr.write(`ctdb bench: and ${wrong.length - TOLD} more\n`)
   if (interrupted) process.stderr.write("ctdb bench: interrupted\n")
   return wrong.length > 0 || interrupted ? 1 : 0
 }

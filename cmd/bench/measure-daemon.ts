@@ -7,7 +7,7 @@ import { INVALID_GENERATION, RecoveryMode, Srvid } from "../../lib/protocol/cons
 import { Crew, type Task } from "./crew.ts"
 import type { ClientsRow, RecoveryRow } from "./generators.ts"
 import type { Histogram } from "./histogram.ts"
-import { residentOf, Surroundings } from "./machine.ts"
+import { residentOf } from "./machine.ts"
 import {
   freshKey,
   latencyOf,
@@ -72,7 +72,6 @@ export async function measureClients(
   settings: Settings,
   progress: Progress,
 ): Promise<Row[]> {
-  const surroundings = new Surroundings()
   const memory = sampled(targets)
   const phases = [
     { title: "control round trip, no other clients", values: sampled(targets), load: undefined },
@@ -128,7 +127,8 @@ export async function measureClients(
       }
     }
   }
-  const foreign = surroundings.foreignShare(0)
+  // What is this measurement's own and what is others' is not told apart here.
+  const foreign = Number.NaN
   const { generator } = plan
   return [
     ...phases.map(({ title, values }) => rowOf({ generator, title }, "us", "less", values.map(measuredOf), foreign)),
@@ -194,7 +194,6 @@ export async function measureRecovery(
   const times = sampled(targets)
   const standstills = sampled(targets)
   const sides: { filler: Crew; counter: Crew; watchers: Watchers }[] = []
-  const surroundings = new Surroundings()
   try {
     for (const target of targets) {
       const key = freshKey()
@@ -228,7 +227,7 @@ export async function measureRecovery(
   } finally {
     await Promise.all(sides.flatMap((side) => [side.filler.close(), side.counter.close(), side.watchers.close()]))
   }
-  const foreign = surroundings.foreignShare(0)
+  const foreign = Number.NaN
   const { generator, title } = plan
   return [
     rowOf({ generator, title: `${title}, until NORMAL` }, "s", "less", times.map(measuredOf), foreign),

@@ -56,7 +56,7 @@ export interface Row {
   readonly targets: readonly Measured[]
   /** How many times better the first target is than the second, turn by turn. */
   readonly ratio: Spread | undefined
-  /** Load average of the last minute, at the end, and the share of the machine that others used meanwhile. */
+  /** Load average of the last minute, at the end, and the share of the machine that others used meanwhile (NaN: not known). */
   readonly load: number
   readonly foreign: number
 }
@@ -214,7 +214,7 @@ export async function measureRate(
   const sides: Side[] = []
   const begun = performance.now()
   let share = 0
-  let foreign = 0
+  let foreign = Number.NaN
   try {
     for (const target of targets) {
       const crew = await Crew.open(tasks(plan, target, settings))

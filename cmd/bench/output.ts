@@ -66,7 +66,7 @@ export function tableOf(result: Result): { readonly head: string[]; readonly row
     each(row, ({ latency }) => latencyText(latency)),
     each(row, ({ clientUs }) => us(clientUs)),
     each(row, ({ daemonUs }) => us(daemonUs)),
-    `${Math.round(row.foreign * 100)}%`,
+    Number.isNaN(row.foreign) ? "-" : `${Math.round(row.foreign * 100)}%`,
   ])
   return { head, rows }
 }

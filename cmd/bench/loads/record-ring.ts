@@ -33,7 +33,7 @@ export async function recordRing(context: LoadContext): Promise<Load> {
   /** What the node before wrote last; -1 as long as that is not known. */
   const before = new Int32Array(plan.depth).fill(-1)
   const previous = (pnn + plan.nodes - 1) % plan.nodes
-  const text = new Uint8Array(TEXT_MAX + 64)
+  const text = new Uint8Array(2 * TEXT_MAX)
   const tokens = new Tokens(context, plan.nodes)
   let latency: Histogram | undefined
   let done = 0
@@ -43,12 +43,12 @@ export async function recordRing(context: LoadContext): Promise<Load> {
     const locked = database.fetchLock(keys[index]!)
     const record = locked instanceof Promise ? await locked : locked
     let length = record.parse((bytes, start, size) => {
-      if (size === 0 || size > TEXT_MAX) return 0
-      for (let i = 0; i < size; i++) text[i] = bytes[start + i]!
-      return text[size - 1] === 0 ? size - 1 : size
+      const taken = Math.min(size, text.length)
+      for (let i = 0; i < taken; i++) text[i] = bytes[start + i]!
+      return taken > 0 && text[taken - 1] === 0 ? taken - 1 : taken
     })
     if (length > 0) check(index, lastLine(text, length))
-    else {
+    if (length === 0 || length >= TEXT_MAX) {
       text.set(NEW_TEXT)
       length = NEW_TEXT.length
     }
