@@ -73,6 +73,21 @@ export class MutexArea {
   listMutex(list: number): number {
     return this.lists + MUTEX_SIZE * list
   }
+  /**
+   * Has nobody list [from, ...) locked who locked it before the allrecord word was set? Returns the first list of [from, until) that
+   * is held now, or `until`. Whoever locks one later sees the word. The first list is locked for real, which also orders our store of
+   * the word before the looks at the others.
+   */
+  sweep(from: number, until: number): number {
+    const { words } = this
+    for (let list = from; list < until; list++) {
+      if (list !== from && Atomics.load(words, (AT_LIST_MUTEXES + MUTEX_SIZE * list) >>> 2) === 0) continue
+      const address = this.listMutex(list)
+      if (tryLockMutex(address) === BUSY) return list
+      unlockMutex(address)
+    }
+    return until
+  }
   close(): void {
     releaseView(this.buffer)
     unmap(this.address, this.length)
@@ -416,12 +431,13 @@ export class Locks {
 
   // Everybody who got a chain before the word was set must be gone.
   private sweep(mutexes: MutexArea, wait: boolean): boolean {
-    for (let list = 1; list <= this.hashSize; list++) {
-      const address = mutexes.listMutex(list)
-      if ((wait ? lockMutex(address) : tryLockMutex(address)) === BUSY) return false
-      unlockMutex(address)
+    for (let list = 1; ; ) {
+      list = mutexes.sweep(list, this.hashSize + 1)
+      if (list > this.hashSize) return true
+      if (!wait) return false
+      lockMutex(mutexes.listMutex(list))
+      unlockMutex(mutexes.listMutex(list))
     }
-    return true
   }
 
   unlockAllrecordMutex(mutexes: MutexArea): void {

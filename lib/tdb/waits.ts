@@ -6,7 +6,6 @@
 
 import { errnoName } from "../sys/errno.ts"
 import { READ_LOCK, tryLockRange, unlockRange, WRITE_LOCK } from "../sys/lock.ts"
-import { BUSY, tryLockMutex, unlockMutex } from "../sys/mutex.ts"
 import { interruptThread } from "../sys/thread.ts"
 import { TdbError } from "./error.ts"
 import { CHAIN_LOCKS, FREELIST_LOCK, TRANSACTION_LOCK } from "./format.ts"
@@ -791,12 +790,8 @@ class AllrecordWait implements Wait {
       this.swept = 0
     }
     const until = Math.min(locks.hashSize, this.swept + SWEEP_CHAINS)
-    while (this.swept < until) {
-      const address = mutexes.listMutex(this.swept + 1)
-      if (tryLockMutex(address) === BUSY) return 1
-      unlockMutex(address)
-      this.swept++
-    }
+    this.swept = mutexes.sweep(this.swept + 1, until + 1) - 1
+    if (this.swept < until) return 1
     return this.swept < locks.hashSize ? 0 : this.recordPart()
   }
 
