@@ -261,10 +261,19 @@ const handlers: Handlers = {
     return "later"
   },
   DB_THAW: ({ node, request: id }) => (node.databases.thawOne(id) ? 0 : -1),
-  DB_TRANSACTION_START: ({ node, request }) => (node.databases.startTransaction(request) ? 0 : -1),
-  DB_TRANSACTION_COMMIT: ({ node, request }) => (node.databases.commitTransaction(request) ? 0 : -1),
+  DB_TRANSACTION_START: ({ node, request, answer }) => {
+    node.databases.startTransaction(request, answer)
+    return "later"
+  },
+  DB_TRANSACTION_COMMIT: ({ node, request, answer }) => {
+    node.databases.commitTransaction(request, answer)
+    return "later"
+  },
   DB_TRANSACTION_CANCEL: ({ node, request: id }) => (node.databases.cancelTransaction(id) ? 0 : -1),
-  WIPE_DATABASE: ({ node, request }) => (node.databases.wipe(request) ? 0 : -1),
+  WIPE_DATABASE: ({ node, request, answer }) => {
+    node.databases.wipe(request, answer)
+    return "later"
+  },
   DB_PULL: ({ node, request, control, answer }) => {
     node.databases.pull(request, control.srcnode, answer)
     return "later"

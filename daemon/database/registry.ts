@@ -38,6 +38,8 @@ const KIND_FLAG: Readonly<Record<DatabaseKind, number>> = {
   persistent: DbFlag.PERSISTENT,
   replicated: DbFlag.REPLICATED,
 }
+/** Steps of recoveries may take so much of one turn of the loop (ms), or one of them more. */
+const STEPS_MS = 15
 /** Clients whose attach waits for the end of a recovery. */
 const DEFERRED_MAX = 20_000
 /** So that a name with its node number and the suffix of a tracking database is a file name (bytes). */
@@ -68,6 +70,7 @@ export class Databases {
   private readonly deferred = new Set<DeferredAttach>()
   private readonly pushes = new Map<Database, Push>()
   private readonly seqnums = new Map<Database, SeqnumWatch>()
+  private readonly steps: (() => void)[] = []
   private health: Health | undefined
 
   constructor(
@@ -312,16 +315,16 @@ export class Databases {
     return database !== undefined
   }
 
-  startTransaction({ dbId, tid }: Transdb): boolean {
-    return this.attempt(dbId, "start the transaction of", (database) => {
+  startTransaction({ dbId, tid }: Transdb, answer: Answer): void {
+    this.work(answer, dbId, "start the transaction of", (database) => {
       if (database.startTransaction(tid)) return true
       this.environment.log.error(`DB_TRANSACTION_START of ${database.name}, which is not frozen`)
       return false
     })
   }
 
-  commitTransaction({ dbId, tid }: Transdb): boolean {
-    return this.attempt(dbId, "commit", (database) => {
+  commitTransaction({ dbId, tid }: Transdb, answer: Answer): void {
+    this.work(answer, dbId, "commit", (database) => {
       if (!this.isInTransaction(database, tid, "DB_TRANSACTION_COMMIT")) return false
       database.commitTransaction()
       // Others that are healthy have brought what this node may have lost; its own word on that counts for nothing.
@@ -338,8 +341,8 @@ export class Databases {
     })
   }
 
-  wipe({ dbId, tid }: Transdb): boolean {
-    return this.attempt(dbId, "wipe", (database) => {
+  wipe({ dbId, tid }: Transdb, answer: Answer): void {
+    this.work(answer, dbId, "wipe", (database) => {
       if (!this.isInTransaction(database, tid, "WIPE_DATABASE")) return false
       database.wipe()
       return true
@@ -351,6 +354,22 @@ export class Databases {
     const state = database.frozen ? `its transaction is ${database.transaction ?? "none"}` : "it is not frozen"
     this.environment.log.error(`${control} of ${database.name} for transaction ${tid}: ${state}`)
     return false
+  }
+
+  /**
+   * A step of a recovery that takes milliseconds. A leader asks for it in all databases at once; here they share the turns of
+   * the loop, in the order in which they were asked for.
+   */
+  private work(answer: Answer, id: number, what: string, step: (database: Database) => boolean): void {
+    this.steps.push(() => answer({ status: this.attempt(id, what, step) ? 0 : -1 }))
+    if (this.steps.length === 1) this.environment.nextTurn(() => this.takeSteps())
+  }
+
+  private takeSteps(): void {
+    const untilMs = this.environment.monotonicMs() + STEPS_MS
+    do this.steps[0]?.()
+    while (this.steps.shift() !== undefined && this.steps.length > 0 && this.environment.monotonicMs() < untilMs)
+    if (this.steps.length > 0) this.environment.nextTurn(() => this.takeSteps())
   }
 
   /** A failing file makes the control fail, not the node. */
