@@ -6,6 +6,7 @@ import type { PacketConnection, PacketHandler, Priority, Scheduler, Timer } from
 import { encode, ProtocolError } from "../protocol/codec.ts"
 import { ControlFlag, CURRENT_NODE, Srvid, TunnelFlag, UNKNOWN_PNN } from "../protocol/constants.ts"
 import { type ControlName, controls, type RequestOf } from "../protocol/controls.ts"
+import { readU32 } from "../protocol/header.ts"
 import { decodePacket, encodePacket, Operation, type ReplyCall, type ReplyControl } from "../protocol/packet.ts"
 import { type Word64, ZERO64 } from "../protocol/word64.ts"
 
@@ -353,7 +354,7 @@ export class Session {
   // Receiving.
 
   private onPacket(packet: Uint8Array): void {
-    switch (u32(packet, 16)) {
+    switch (readU32(packet, 16)) {
       case Operation.REQ_MESSAGE:
         this.onReqMessage(packet)
         break
@@ -372,9 +373,9 @@ export class Session {
 
   private onReqMessage(packet: Uint8Array): void {
     if (packet.length < 44) return
-    const lo = u32(packet, 32)
-    const hi = u32(packet, 36)
-    const end = 44 + u32(packet, 40)
+    const lo = readU32(packet, 32)
+    const hi = readU32(packet, 36)
+    const end = 44 + readU32(packet, 40)
     if (end > packet.length) return
     const data = packet.subarray(44, end)
     this.deliver(this.messageHandlers.find(hi, lo), data, hi, lo)
@@ -398,10 +399,10 @@ export class Session {
   }
 
   private onReply(bytes: Uint8Array): void {
-    const reqid = u32(bytes, 28)
+    const reqid = readU32(bytes, 28)
     const entry = this.pending.get(reqid)
     if (entry === undefined) return
-    const isCall = u32(bytes, 16) !== Operation.REPLY_CONTROL
+    const isCall = readU32(bytes, 16) !== Operation.REPLY_CONTROL
     if (isCall !== (entry.kind === "call") || entry.kind === "tunnel") return
     this.pending.delete(reqid)
     entry.timer?.cancel()
@@ -410,11 +411,11 @@ export class Session {
 
   private onReqTunnel(bytes: Uint8Array): void {
     if (bytes.length < 48) return
-    const flags = u32(bytes, 40)
-    const end = 48 + u32(bytes, 44)
+    const flags = readU32(bytes, 40)
+    const end = 48 + readU32(bytes, 44)
     if (end > bytes.length) return
     const data = bytes.subarray(48, end)
-    const reqid = u32(bytes, 28)
+    const reqid = readU32(bytes, 28)
     if ((flags & TunnelFlag.REPLY) !== 0) {
       const entry = this.pending.get(reqid)
       if (entry?.kind !== "tunnel") return
@@ -422,8 +423,8 @@ export class Session {
       entry.timer?.cancel()
       entry.done({ ok: true, status: 0, data: data.slice() })
     } else if ((flags & TunnelFlag.REQUEST) !== 0) {
-      const handlers = this.tunnelHandlers.find(u32(bytes, 36), u32(bytes, 32))?.handlers ?? []
-      for (const handler of [...handlers]) handler({ srcnode: u32(bytes, 24), reqid, flags, data })
+      const handlers = this.tunnelHandlers.find(readU32(bytes, 36), readU32(bytes, 32))?.handlers ?? []
+      for (const handler of [...handlers]) handler({ srcnode: readU32(bytes, 24), reqid, flags, data })
     }
   }
 
@@ -469,8 +470,4 @@ function readReply(bytes: Uint8Array, statusIsValue: boolean): ControlReply {
     if (!(cause instanceof ProtocolError)) throw cause
     return { ok: false, reason: "protocol", status: -1, error: cause.message, cause }
   }
-}
-
-function u32(bytes: Uint8Array, at: number): number {
-  return (bytes[at]! | (bytes[at + 1]! << 8) | (bytes[at + 2]! << 16) | (bytes[at + 3]! << 24)) >>> 0
 }

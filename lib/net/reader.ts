@@ -2,10 +2,9 @@
 // spans chunks is gathered in a buffer that grows with the bytes that came, never with the length that was announced. It
 // checks the header (wire-protocol 2.1, 2.3, 2.4) and reports what is wrong; what to do about it is the owner's decision.
 
-/** Bytes of the header, and so the smallest packet (wire-protocol 2.2). */
-const HEADER_SIZE = 32
-const MAGIC = 0x43544442
-const VERSION = 1
+import { HEADER_SIZE } from "../protocol/constants.ts"
+import { checkHeader, HeaderFault } from "../protocol/framing.ts"
+import { readU32 } from "../protocol/header.ts"
 
 /** Largest gathering buffer that is kept for the next split packet; larger ones are given back at once (bytes). */
 const KEPT_BUFFER_SIZE = 65536
@@ -33,9 +32,6 @@ export const Found = {
   BAD_HEADER: 2,
 } as const
 export type Found = (typeof Found)[keyof typeof Found]
-
-const u32 = (bytes: Uint8Array, at: number): number =>
-  (bytes[at]! | (bytes[at + 1]! << 8) | (bytes[at + 2]! << 16) | (bytes[at + 3]! << 24)) >>> 0
 
 export class PacketReader {
   /** The packet that next() found: valid until the next call of next(). */
@@ -82,7 +78,7 @@ export class PacketReader {
       const { chunk, at } = this
       const available = chunk.length - at
       if (available >= HEADER_SIZE && this.skipping === 0) {
-        const length = u32(chunk, at)
+        const length = readU32(chunk, at)
         if (length <= available) {
           if (!this.headerIsGood(chunk, at, length)) return Found.BAD_HEADER
           this.packet = available === length && at === 0 ? chunk : chunk.subarray(at, at + length)
@@ -133,13 +129,13 @@ export class PacketReader {
     if (this.skipping > 0 || this.at === this.chunk.length) return Found.NEED_MORE
     // A whole packet may start here after bytes were passed over.
     if (this.gathered === 0 && this.chunk.length - this.at >= HEADER_SIZE) {
-      const length = u32(this.chunk, this.at)
+      const length = readU32(this.chunk, this.at)
       if (!this.headerIsGood(this.chunk, this.at, length)) return Found.BAD_HEADER
       if (length <= this.chunk.length - this.at) return this.next()
     }
     // The length, then the header, then the packet: never a byte of the packet after this one.
     if (!this.gatherUpTo(4)) return Found.NEED_MORE
-    const length = u32(this.gather, 0)
+    const length = readU32(this.gather, 0)
     if (length < HEADER_SIZE || length > this.limits.maxPacketSize) {
       this.headerIsGood(this.gather, 0, length)
       return Found.BAD_HEADER
@@ -199,12 +195,16 @@ export class PacketReader {
   /** Looks at as much of the header as the length allows, and sets reason, canSkip and badLength if it can't be right. */
   private headerIsGood(bytes: Uint8Array, at: number, length: number): boolean {
     const { maxPacketSize, alignment } = this.limits
-    if (length < HEADER_SIZE) this.reason = `length ${length} is shorter than a header`
-    else if (length > maxPacketSize) this.reason = `length ${length} is over the limit of ${maxPacketSize}`
-    else if (u32(bytes, at + 4) !== MAGIC) this.reason = `wrong magic 0x${u32(bytes, at + 4).toString(16)}`
-    else if (u32(bytes, at + 8) !== VERSION) this.reason = `wrong protocol version ${u32(bytes, at + 8)}`
-    else if (length % alignment !== 0) this.reason = `length ${length} is not a multiple of ${alignment}`
-    else return true
+    const faults = length <= maxPacketSize ? checkHeader(bytes, at, HEADER_SIZE) & ~HeaderFault.INCOMPLETE : 0
+    if (length > maxPacketSize) this.reason = `length ${length} is over the limit of ${maxPacketSize}`
+    else if (length < HEADER_SIZE) this.reason = `length ${length} is shorter than a header`
+    else if ((faults & HeaderFault.BAD_MAGIC) !== 0)
+      this.reason = `wrong magic 0x${readU32(bytes, at + 4).toString(16)}`
+    else if ((faults & HeaderFault.BAD_VERSION) !== 0) {
+      this.reason = `wrong protocol version ${readU32(bytes, at + 8)}`
+    } else if (alignment > 1 && (faults & HeaderFault.UNALIGNED) !== 0) {
+      this.reason = `length ${length} is not a multiple of ${alignment}`
+    } else return true
     this.badLength = length
     this.canSkip = length > 0
     return false
