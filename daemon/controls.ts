@@ -9,6 +9,7 @@ import { type ControlName, controlByOpcode, controls, type ReplyOf, type Request
 import type { ReqControl } from "../lib/protocol/packet.ts"
 import type { Word64 } from "../lib/protocol/word64.ts"
 import type { Client } from "./clients.ts"
+import { GROUPS } from "./database/alike.ts"
 import type { DatabaseKind } from "./database/files.ts"
 import type { Node } from "./node.ts"
 import type { Answer, LocalClient } from "./routing.ts"
@@ -276,6 +277,20 @@ const handlers: Handlers = {
   },
   DB_PULL: ({ node, request, control, answer }) => {
     node.databases.pull(request, control.srcnode, answer)
+    return "later"
+  },
+  ALIKE_DIGEST: ({ node, request, answer }) => {
+    node.databases.digest(request, answer)
+    return "later"
+  },
+  ALIKE_RETAIN: ({ node, request, answer }) => {
+    node.databases.retain(request, answer)
+    return "later"
+  },
+  ALIKE_PULL: ({ node, request, control, answer }) => {
+    if (request.keep.length === GROUPS / 8) {
+      node.databases.pull(request, control.srcnode, answer, request.keep.slice())
+    } else answer({ status: -1 })
     return "later"
   },
   DB_PUSH_START: ({ node, request }) => (node.databases.pushStart(request) ? 0 : -1),

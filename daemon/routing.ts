@@ -490,6 +490,7 @@ const LIVENESS_CONTROLS: ReadonlySet<number> = new Set(
 const RECORD_CONTROLS: ReadonlySet<number> = new Set(
   [
     controls.DB_PULL,
+    controls.ALIKE_PULL,
     controls.DB_PUSH_START,
     controls.DB_PUSH_CONFIRM,
     controls.TRAVERSE_DATA,

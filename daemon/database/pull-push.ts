@@ -3,12 +3,14 @@
 // the loop, and a pull waits while what it has sent is not taken. They end with the transaction they belong to.
 
 import { DbFlag, RecordFlag } from "../../lib/protocol/constants.ts"
+import { jenkinsHash } from "../../lib/protocol/hash.ts"
 import { readU32, writeU32 } from "../../lib/protocol/header.ts"
 import { LTDB_HEADER_SIZE, type PulldbExt, REC_DATA_HEAD } from "../../lib/protocol/structs.ts"
 import type { Word64 } from "../../lib/protocol/word64.ts"
 import { Walk } from "../../lib/tdb/tdb.ts"
 import type { NodeEnvironment } from "../environment.ts"
 import type { Answer, Router } from "../routing.ts"
+import { groupOf, isKept } from "./alike.ts"
 import type { Database, Passage } from "./database.ts"
 import { keyHash, RecordHeader, storeRecord } from "./record.ts"
 
@@ -71,7 +73,7 @@ class RecordBuffer {
   }
 }
 
-/** Answers DB_PULL. */
+/** Answers DB_PULL, and ALIKE_PULL with `keep`. */
 export function pull(
   database: Database,
   { srvid }: PulldbExt,
@@ -80,6 +82,7 @@ export function pull(
   environment: NodeEnvironment,
   limit: number,
   answer: Answer,
+  keep?: Uint8Array,
 ): void {
   const { log } = environment
   // Without a transaction a stock node fails too, and can't start one for this database ever after (10.5).
@@ -92,7 +95,7 @@ export function pull(
     answer({ status: 0, data: new Uint8Array(4) })
     return
   }
-  new Pull(database, srvid, srcnode, router, environment, limit, answer).step()
+  new Pull(database, srvid, srcnode, router, environment, limit, answer, keep).step()
 }
 
 class Pull implements Passage {
@@ -109,6 +112,8 @@ class Pull implements Passage {
     private readonly environment: NodeEnvironment,
     limit: number,
     private readonly answer: Answer,
+    /** Groups of which nothing is sent (alike.ts). */
+    private readonly keep: Uint8Array | undefined,
   ) {
     this.walk = new Walk(database.tdb)
     this.buffer = new RecordBuffer(database.id, limit)
@@ -160,6 +165,8 @@ class Pull implements Passage {
   ): void => {
     // Less than a header is no record (tdb-format page 9.4), and would spoil the whole buffer for the leader.
     if (dataLength < LTDB_HEADER_SIZE) return
+    const { keep } = this
+    if (keep !== undefined && isKept(keep, groupOf(jenkinsHash(map, keyStart, keyStart + keyLength)))) return
     this.buffer.add(map, keyStart, keyLength, dataStart, dataLength)
     this.count++
     if (this.buffer.full) this.send()

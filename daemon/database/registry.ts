@@ -15,6 +15,7 @@ import {
 } from "../../lib/protocol/constants.ts"
 import { controls } from "../../lib/protocol/controls.ts"
 import { databaseId } from "../../lib/protocol/hash.ts"
+import type { AlikeRetain } from "../../lib/protocol/own-structs.ts"
 import type { DbidMap, PulldbExt, Transdb } from "../../lib/protocol/structs.ts"
 import { LTDB_HEADER_SIZE } from "../../lib/protocol/structs.ts"
 import { SysError } from "../../lib/sys/errno.ts"
@@ -22,6 +23,7 @@ import { check, TdbError } from "../../lib/tdb/tdb.ts"
 import type { NodeEnvironment } from "../environment.ts"
 import type { Answer, LocalClient, Router } from "../routing.ts"
 import { isActive, type NodeState } from "../state.ts"
+import { Digest, GROUPS, Retain } from "./alike.ts"
 import { Database } from "./database.ts"
 import type { DatabaseKind } from "./files.ts"
 import type { NodeFreeze } from "./freeze.ts"
@@ -385,7 +387,22 @@ export class Databases {
     }
   }
 
-  pull(request: PulldbExt, srcnode: number, answer: Answer): void {
+  /** ALIKE_DIGEST. Database 0 asks only whether this node knows such things. */
+  digest({ dbId, tid }: Transdb, answer: Answer): void {
+    const database = this.byId.get(dbId)
+    if (database === undefined || database.invalid) answer({ status: 0 })
+    else if (!this.isInTransaction(database, tid, "ALIKE_DIGEST")) answer({ status: -1 })
+    else new Digest(database, this.state.tunables.RecBufferSizeLimit, this.environment, answer).step()
+  }
+
+  retain({ dbId, tid, leader, keep }: AlikeRetain, answer: Answer): void {
+    const database = this.byId.get(dbId)
+    const good = database !== undefined && keep.length === GROUPS / 8 && !database.invalid
+    if (!good || !this.isInTransaction(database, tid, "ALIKE_RETAIN")) answer({ status: -1 })
+    else new Retain(database, keep.slice(), leader, this.environment, answer).step()
+  }
+
+  pull(request: PulldbExt, srcnode: number, answer: Answer, keep?: Uint8Array): void {
     const database = this.byId.get(request.dbId)
     if (database === undefined) {
       answer({ status: -1 })
@@ -393,7 +410,7 @@ export class Databases {
     }
     if (!this.isHealthy(database)) this.environment.log.warning(`db(${database.name}) is unhealthy, but is pulled`)
     const limit = Math.max(1, this.state.tunables.RecBufferSizeLimit)
-    pull(database, request, srcnode, this.router, this.environment, limit, answer)
+    pull(database, request, srcnode, this.router, this.environment, limit, answer, keep)
   }
 
   pushStart(request: PulldbExt): boolean {

@@ -26,6 +26,8 @@ export interface PullOrder {
   readonly srvids: Srvids
   readonly dbId: number
   readonly pnns: readonly number[]
+  /** Groups that are not asked for (database/alike.ts); undefined: everything is, by the control that all nodes know. */
+  readonly keep: Uint8Array | undefined
   /** Longest time without anything from a node that has not finished (ms). */
   readonly limitMs: number
   /** One record buffer from a node, a view valid during the call. Returns its number of records. @throws ProtocolError */
@@ -74,7 +76,7 @@ class NodePull {
   ) {}
 
   start(done: () => void, failed: (error: unknown) => void): void {
-    const { session, scheduler, dbId, limitMs, onBuffer } = this.order
+    const { session, scheduler, dbId, limitMs, keep, onBuffer } = this.order
     const srvid = this.order.srvids.take()
     const finish = (reply: ControlReply) => {
       if (this.patience === undefined) return
@@ -99,7 +101,11 @@ class NodePull {
         failed(new Error(`the own node does not register a message id: ${registered.error}`))
         return
       }
-      this.request = session.request("DB_PULL", this.pnn, { request: { dbId, lmaster: LMASTER_ANY, srvid } }, finish)
+      const request = { dbId, lmaster: LMASTER_ANY, srvid }
+      this.request =
+        keep === undefined
+          ? session.request("DB_PULL", this.pnn, { request }, finish)
+          : session.request("ALIKE_PULL", this.pnn, { request: { ...request, keep } }, finish)
     })
   }
 

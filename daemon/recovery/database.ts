@@ -10,6 +10,7 @@ import { databaseId, jenkinsHash } from "../../lib/protocol/hash.ts"
 import { compare, toDecimal, type Word64 } from "../../lib/protocol/word64.ts"
 import { SysError } from "../../lib/sys/errno.ts"
 import { TdbError } from "../../lib/tdb/tdb.ts"
+import { GROUP_WORDS, GROUPS, keptRecords, ODD } from "../database/alike.ts"
 import { pull, type Srvids } from "./collect.ts"
 import type { Aside, RecoveryFiles } from "./files.ts"
 import type { Gate, Pass } from "./gate.ts"
@@ -41,6 +42,8 @@ export interface Surroundings {
   readonly generation: number
   /** RecBufferSizeLimit, bytes. */
   readonly bufferLimit: number
+  /** All members can tell what they hold alike: all are ours. */
+  readonly alikeKnown: boolean
   /** DatabaseHashSize. */
   readonly hashSize: number
   /**
@@ -221,9 +224,13 @@ class DatabaseRecovery {
     const merge = new RecordMerge(dbId, files, hashSize)
     const kept = new DivergedRecords(this.around, this.label)
     try {
-      const rule = yield* this.collect(merge, kept, pass, last)
+      const alike = yield* this.findAlike()
+      pass.moved()
+      watch.over("digest")
+      const rule = yield* this.collect(merge, kept, pass, last, alike?.keep)
       watch.over(`pull of ${merge.records} records`)
-      yield* requests.tell("WIPE_DATABASE", members, { dbId, tid: generation })
+      if (alike === undefined) yield* requests.tell("WIPE_DATABASE", members, { dbId, tid: generation })
+      else yield* this.retain(alike)
       pass.moved()
       yield* push({
         session,
@@ -246,7 +253,33 @@ class DatabaseRecovery {
     }
   }
 
-  private *collect(merge: RecordMerge, kept: DivergedRecords, pass: Pass, last: boolean): Task<MergeRule> {
+  /** What all members hold alike, if they can tell and it is worth leaving alone. */
+  private *findAlike(): Task<Alike | undefined> {
+    const { requests, members, generation, alikeKnown } = this.around
+    if (!alikeKnown) return undefined
+    const replies = yield* requests.tell("ALIKE_DIGEST", members, { dbId: this.known.dbId, tid: generation })
+    return compareDigests([...replies.values()].map(({ data }) => data))
+  }
+
+  private *retain({ keep, records }: Alike): Task<void> {
+    const { requests, members, generation, pnn, progress } = this.around
+    const { dbId } = this.known
+    const failures: NodeFailure[] = []
+    const request = { dbId, tid: generation, leader: pnn, keep }
+    for (const [node, kept] of yield* requests.read("ALIKE_RETAIN", members, request)) {
+      if (kept !== records) failures.push({ pnn: node, timedOut: false, text: `kept ${kept} of ${records} records` })
+    }
+    if (failures.length > 0) throw new PhaseFailure("ALIKE_RETAIN", failures)
+    progress.keptRecords += records
+  }
+
+  private *collect(
+    merge: RecordMerge,
+    kept: DivergedRecords,
+    pass: Pass,
+    last: boolean,
+    keep: Uint8Array | undefined,
+  ): Task<MergeRule> {
     const { session, scheduler, requests, srvids, progress, pnn: leader, members, log } = this.around
     const { dbId, kind } = this.known
     const replicatedByNumber = (kind & (DbFlag.PERSISTENT | DbFlag.REPLICATED)) !== 0
@@ -257,6 +290,7 @@ class DatabaseRecovery {
       srvids,
       dbId,
       pnns: members,
+      keep,
       limitMs: requests.limitMs,
       onBuffer: (pnn, buffer) => {
         const records = merge.add(members.indexOf(pnn), buffer)
@@ -288,6 +322,39 @@ class DatabaseRecovery {
       onDiverged: (source, key, data) => kept.add(members[source]!, key, data),
     }
   }
+}
+
+interface Alike {
+  /** A bit for each group that stays as it is. */
+  readonly keep: Uint8Array
+  /** How many records each member has in these groups. */
+  readonly records: number
+}
+
+/** Below this share of alike records everything is sent. */
+const WORTH_SHARE = 0.25
+
+/** The groups that every digest shows the same; undefined if there is no digest, or too little in common. */
+function compareDigests(digests: readonly Uint8Array[]): Alike | undefined {
+  const size = GROUPS * GROUP_WORDS * 4
+  if (digests.some((digest) => digest.length !== size)) return undefined
+  const [first, ...others] = digests.map((digest) => new DataView(digest.buffer, digest.byteOffset, size))
+  const keep = new Uint8Array(GROUPS / 8)
+  let total = 0
+  for (let group = 0; group < GROUPS; group++) {
+    const at = group * GROUP_WORDS * 4
+    total += first!.getUint32(at + 8, true)
+    if (first!.getUint32(at + 12, true) === ODD) continue
+    const same = others.every((other) => {
+      for (let word = 0; word < GROUP_WORDS * 4; word += 4) {
+        if (other.getUint32(at + word, true) !== first!.getUint32(at + word, true)) return false
+      }
+      return true
+    })
+    if (same) keep[group >>> 3]! |= 1 << (group & 7)
+  }
+  const records = keptRecords(digests[0]!, keep)
+  return records >= total * WORTH_SHARE ? { keep, records } : undefined
 }
 
 /** Where the time went, for the log. */

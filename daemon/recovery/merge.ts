@@ -424,18 +424,23 @@ function putU32(bytes: Uint8Array, at: number, value: number): void {
   bytes[at + 3] = value >>> 24
 }
 
+/** Whatever the tunable says, a buffer has room for its head and a small record (bytes). */
+const SMALLEST_BUFFER = 64
+
 /** The buffer that is being filled for the push. */
 class OutBuffer {
   count = 0
+  private readonly limit: number
   private bytes: Uint8Array
   private view: DataView
   private size = 8
 
   constructor(
     private readonly dbId: number,
-    private readonly limit: number,
+    limit: number,
   ) {
-    this.bytes = new Uint8Array(limit)
+    this.limit = Math.max(limit, SMALLEST_BUFFER)
+    this.bytes = new Uint8Array(this.limit)
     this.view = new DataView(this.bytes.buffer)
   }
 

@@ -27,6 +27,8 @@ export interface RecoveryProgress {
   readonly pulledBytes: number
   readonly pushedRecords: number
   readonly pushedBytes: number
+  /** Records that all nodes held alike and that did not travel. */
+  readonly keptRecords: number
   readonly seconds: number
 }
 
@@ -41,11 +43,11 @@ export function readProgress(data: Uint8Array): RecoveryProgress | undefined {
 }
 
 export function progressText(progress: RecoveryProgress): string {
-  const { databases, frozen, recovered, failed, pushedRecords, pushedBytes, seconds } = progress
+  const { databases, frozen, recovered, failed, pushedRecords, pushedBytes, keptRecords, seconds } = progress
   const trouble = failed > 0 ? `, ${failed} given up` : ""
   return (
     `${frozen} of ${databases} databases frozen, ${recovered} recovered${trouble}, ` +
-    `${pushedRecords} records, ${pushedBytes} bytes, ${seconds.toFixed(1)} s`
+    `${pushedRecords} records sent (${pushedBytes} bytes), ${keptRecords} alike, ${seconds.toFixed(1)} s`
   )
 }
 
@@ -59,6 +61,7 @@ export class ProgressReport {
   pulledBytes = 0
   pushedRecords = 0
   pushedBytes = 0
+  keptRecords = 0
   private readonly startedMs: number
   private timer: Timer | undefined
   private lastText = ""
@@ -76,9 +79,9 @@ export class ProgressReport {
 
   now(): RecoveryProgress {
     const { leader, generation, phase, databases, frozen, recovered, failed } = this
-    const { pulledRecords, pulledBytes, pushedRecords, pushedBytes } = this
+    const { pulledRecords, pulledBytes, pushedRecords, pushedBytes, keptRecords } = this
     const seconds = (this.scheduler.monotonicMs() - this.startedMs) / 1000
-    const counts = { pulledRecords, pulledBytes, pushedRecords, pushedBytes }
+    const counts = { pulledRecords, pulledBytes, pushedRecords, pushedBytes, keptRecords }
     return { leader, generation, phase, databases, frozen, recovered, failed, ...counts, seconds }
   }
 

@@ -102,6 +102,8 @@ class Recovery {
   private members: readonly number[] = []
   /** The members carry this recovery's generation. */
   private generationSet = false
+  /** Every member is one of ours. */
+  private alikeKnown = false
 
   constructor(
     private readonly order: RecoveryOrder,
@@ -147,6 +149,10 @@ class Recovery {
     yield* prompt.tell("SETVNNMAP", members, { generation, map })
     this.generationSet = true
     log.notice("updated VNNMAP")
+
+    // Stock nodes refuse what they do not know.
+    const answers = yield* prompt.ask("ALIKE_DIGEST", members, { dbId: 0, tid: generation })
+    this.alikeKnown = [...answers.values()].every(({ ok }) => ok)
 
     progress.phase = "databases"
     const recovered = new Set<number>()
@@ -241,6 +247,7 @@ class Recovery {
       members: this.members,
       generation,
       bufferLimit: tunables.RecBufferSizeLimit,
+      alikeKnown: this.alikeKnown,
       hashSize: tunables.DatabaseHashSize,
       judge: (failure) => this.judge(failure),
     }

@@ -16,6 +16,7 @@ import {
   u64,
   type ValueOf,
 } from "./codec.ts"
+import { alikePull, alikeRetain } from "./own-structs.ts"
 import {
   addrInfo,
   banState,
@@ -112,6 +113,9 @@ function control<Request, Reply>(
     async: traits.async ?? false,
   }
 }
+
+/** Opcodes from here on are ours: a stock node answers them, as all that it does not know, with -1. */
+export const FIRST_OWN_OPCODE = 4096
 
 /** Opcodes that are missing here were removed or never used; both stock versions answer them with -1. */
 export const controls = {
@@ -264,6 +268,11 @@ export const controls = {
   TCP_CLIENT_PASSED: control(160, connection, none, { exact: true, usesClient: true, newest: true }),
   START_IPREALLOCATE: control(161, none, none, { exact: true, async: true, newest: true }),
   PUSH_RECORD: control(162, pushRecordData, none, { newest: true }),
+  // Ours (daemon/database/alike.ts).
+  // The digest's words are read in place.
+  ALIKE_DIGEST: control(4096, transdb, none, { exact: true, async: true }),
+  ALIKE_RETAIN: control(4097, alikeRetain, u32, { async: true }),
+  ALIKE_PULL: control(4098, alikePull, u32, { async: true }),
 } as const
 
 export type ControlName = keyof typeof controls

@@ -3,6 +3,7 @@
 
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test"
 import { join } from "node:path"
+import { attach } from "../../lib/client/attach.ts"
 import { Client } from "../../lib/client/client.ts"
 import { CallFlag, CallId } from "../../lib/protocol/constants.ts"
 import { databaseId } from "../../lib/protocol/hash.ts"
@@ -12,13 +13,18 @@ import { values } from "./database-contents.ts"
 import { type Kind, MixedCluster } from "./nodes.ts"
 import { stockInstalled } from "./stock.ts"
 
-setDefaultTimeout(180_000)
+setDefaultTimeout(400_000)
 
 const compositions: readonly (readonly Kind[])[] = [
   ["ours", "ours", "ours"],
   ["ours", "stock", "stock"],
   ["stock", "ours", "ours"],
 ]
+const SOAK = process.env.CTDB_SOAK !== undefined
+const COUNTING_MS = SOAK ? 180_000 : 15_000
+const BIG = 64 * 1024 * 1024
+
+const numberIn = (data: Uint8Array): number => (data.length < 4 ? 0 : Buffer.from(data).readUInt32LE())
 const TUNABLES = ["VacuumInterval=10000", "RerecoveryTimeout=2"]
 
 for (const [index, kinds] of compositions.entries()) {
@@ -137,6 +143,80 @@ for (const [index, kinds] of compositions.entries()) {
       ] as const) {
         hold(name, expected)
       }
+    })
+
+    test(`a recovery every 2 s under counting clients for ${COUNTING_MS / 1000} s: counts are exact`, async () => {
+      const clients = await Promise.all(
+        cluster.pnns.map((pnn) => Client.connect({ socket: cluster.node(pnn).socket, timeoutMs: 5000 })),
+      )
+      const endMs = performance.now() + COUNTING_MS
+      const counts = await Promise.all([
+        ...clients.map(async (client) => {
+          const database = await attach(client, "count.tdb")
+          let done = 0
+          for (; performance.now() < endMs; done++) {
+            const record = await database.fetchLock(Buffer.from(`counter ${done % 3}`))
+            const next = Buffer.alloc(4)
+            next.writeUInt32LE(numberIn(record.copy()) + 1)
+            record.store(next)
+            record.unlock()
+            await Bun.sleep(1)
+          }
+          return done
+        }),
+        (async () => {
+          let recoveries = 0
+          for (; performance.now() < endMs; recoveries++) {
+            await cluster.node(0).tool("-t", "60", "recover")
+            await Bun.sleep(2000)
+          }
+          expect(recoveries).toBeGreaterThan(3)
+          return 0
+        })(),
+      ])
+      const database = await attach(clients[0]!, "count.tdb")
+      let found = 0
+      for (let n = 0; n < 3; n++) {
+        const record = await database.fetchLock(Buffer.from(`counter ${n}`))
+        found += numberIn(record.copy())
+        record.unlock()
+      }
+      expect(found).toBe(counts.reduce((sum, count) => sum + count))
+      expect(found).toBeGreaterThan(100)
+      await Promise.all(clients.map((client) => client.close()))
+      await cluster.allOk()
+    })
+
+    test("a member stands still for 30 s: it is left out, comes back, and nothing is lost", async () => {
+      await write("v.tdb", volatile, "before the pause")
+      await recover()
+      const member = cluster.pnns.find((pnn) => pnn !== cluster.leader(0))!
+      cluster.node(member).pause()
+      await Bun.sleep(30_000)
+      cluster.node(member).resume()
+      await Bun.sleep(2000)
+      await cluster.allOk(60_000)
+      hold("v.tdb", volatile)
+      hold("p.tdb", persistent)
+      for (const pnn of running()) expect(cluster.log(pnn)).not.toMatch(/Banning node \d/)
+    })
+
+    test("200 databases, and a record of 64 MB", async () => {
+      const client = await Client.connect({ socket: cluster.node(1).socket, timeoutMs: 5000 })
+      for (let n = 0; n < 200; n++) await attach(client, `many${n}.tdb`)
+      const database = await attach(client, "big.tdb")
+      const record = await database.fetchLock(Buffer.from("big"))
+      record.store(Buffer.alloc(BIG, "x"))
+      record.unlock()
+      for (let n = 0; n < 200; n += 20) {
+        const one = await (await attach(client, `many${n}.tdb`)).fetchLock(Buffer.from("key"))
+        one.store(Buffer.from(`value ${n}`))
+        one.unlock()
+      }
+      await client.close()
+      await recover()
+      for (let n = 0; n < 200; n += 20) hold(`many${n}.tdb`, new Map([["key", `value ${n}`]]))
+      for (const pnn of running()) expect(values(cluster.base(pnn), "big.tdb", pnn)[0]!.length).toBe(BIG + 6)
     })
 
     test("a client holds a record of one database and waits for one whose owner has died", async () => {

@@ -20,6 +20,7 @@ import {
 } from "../../lib/protocol/eventd.ts"
 import { checkBody } from "../../lib/protocol/header.ts"
 import { messages, sambaMessage } from "../../lib/protocol/messages.ts"
+import * as ownStructs from "../../lib/protocol/own-structs.ts"
 import {
   decodePacket,
   encodePacket,
@@ -109,7 +110,12 @@ function valuesOf(codec: Codec<unknown>): fc.Arbitrary<unknown> {
 }
 
 const named = new Map<string, Codec<unknown>>()
-for (const module of [basic, structs, { eventdRun, eventdStatus, eventdScript, statusReply, sambaMessage }]) {
+for (const module of [
+  basic,
+  structs,
+  ownStructs,
+  { eventdRun, eventdStatus, eventdScript, statusReply, sambaMessage },
+]) {
   for (const value of Object.values(module) as readonly unknown[]) {
     if (typeof value === "object" && value !== null && "read" in value) {
       const codec = value as Codec<unknown>
