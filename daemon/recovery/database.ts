@@ -338,19 +338,18 @@ const WORTH_SHARE = 0.25
 function compareDigests(digests: readonly Uint8Array[]): Alike | undefined {
   const size = GROUPS * GROUP_WORDS * 4
   if (digests.some((digest) => digest.length !== size)) return undefined
-  const [first, ...others] = digests.map((digest) => new DataView(digest.buffer, digest.byteOffset, size))
+  // Replies are copies of their own, and so lie at the start of their memory.
+  const [first, ...others] = digests.map((digest) => new Uint32Array(digest.buffer, digest.byteOffset, size / 4))
   const keep = new Uint8Array(GROUPS / 8)
   let total = 0
   for (let group = 0; group < GROUPS; group++) {
-    const at = group * GROUP_WORDS * 4
-    total += first!.getUint32(at + 8, true)
-    if (first!.getUint32(at + 12, true) === ODD) continue
-    const same = others.every((other) => {
-      for (let word = 0; word < GROUP_WORDS * 4; word += 4) {
-        if (other.getUint32(at + word, true) !== first!.getUint32(at + word, true)) return false
-      }
-      return true
-    })
+    const at = group * GROUP_WORDS
+    total += first![at + 2]!
+    if (first![at + 3] === ODD) continue
+    let same = true
+    for (const other of others) {
+      for (let word = at; word < at + GROUP_WORDS; word++) if (other[word] !== first![word]) same = false
+    }
     if (same) keep[group >>> 3]! |= 1 << (group & 7)
   }
   const records = keptRecords(digests[0]!, keep)

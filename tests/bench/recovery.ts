@@ -1,6 +1,8 @@
-// How long a recovery takes and how much memory its helper needs, ours beside the stock one: on the same three stock nodes
-// with the same records, by turns. `bun tests/bench/recovery.ts [RECORDS[xDATABASES]...]`; RECORDS in total. Prints one line
-// of JSON for each, with ratios ours / stock of the medians.
+// How long a recovery takes and how much memory it needs, ours beside stock with the same records. Prints one line of JSON for
+// each measurement, with ratios ours / stock. RECORDS are in total.
+//   bun tests/bench/recovery.ts [RECORDS[xDATABASES]...]         both helpers by turns on the same three stock nodes, medians
+//   bun tests/bench/recovery.ts nodes [RECORDS[xDATABASES]...]   three nodes of ours, then three stock ones: the first recovery
+//       of records that only their owners hold, one when all hold the same, and kill -9 of a member until NORMAL
 
 import { mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
@@ -12,6 +14,7 @@ import { INCOMPATIBLE_HASH, MUTEX_LOCKING, NOSYNC } from "../../lib/tdb/format.t
 import { openTdb, REPLACE } from "../../lib/tdb/tdb.ts"
 import { binary } from "../binary.ts"
 import { startStockCluster } from "../peers/cluster.ts"
+import { type Kind, MixedCluster } from "../peers/nodes.ts"
 import { type StockNode, waitUntil } from "../peers/stock.ts"
 
 const PREFIX = "127.71.9."
@@ -97,6 +100,77 @@ async function measure(records: number, databases: number): Promise<void> {
   }
 }
 
+interface NodeTimes {
+  /** Seconds of the recovery itself, as `ctdb uptime` tells them. */
+  readonly first: number
+  readonly alike: number
+  /** From kill -9 of a member to recovery mode NORMAL without it (s). */
+  readonly killed: number
+  /** Peak memory of the leader's processes, all together (MB). */
+  readonly megabytes: number
+}
+
+async function nodeTimes(kind: Kind, records: number, databases: number): Promise<NodeTimes> {
+  const tunables = ["VacuumInterval=100000", "RerecoveryTimeout=1", "RecoverTimeout=120"]
+  const cluster = new MixedCluster(`127.71.${kind === "ours" ? 10 : 11}.`, [kind, kind, kind], { lock: true, tunables })
+  const settled = async (from: number, before: number) => {
+    await waitUntil(
+      "recovery",
+      async () => {
+        const view = await cluster.view(from)
+        return view !== undefined && view.generation !== before && view.recoveryMode === 0
+      },
+      600_000,
+    )
+  }
+  const recoveryOnce = async (): Promise<number> => {
+    const before = (await cluster.view(0))!.generation
+    await cluster.node(0).tool("-t", "300", "recover")
+    await settled(0, before)
+    // Its end is told after the mode.
+    await Bun.sleep(2500)
+    const { stdout } = await cluster.node(0).tool("uptime")
+    return Number(/last recovery.*: ([\d.]+) seconds/.exec(stdout)?.[1])
+  }
+  try {
+    await cluster.startAll()
+    await cluster.allOk()
+    for (let index = 0; index < databases; index++) {
+      const name = `bench${index}.tdb`
+      await cluster.node(0).tool("attach", name)
+      await Bun.sleep(200)
+      for (const pnn of cluster.pnns) populate(cluster.node(pnn), pnn, name, Math.ceil(records / databases))
+    }
+    const first = await recoveryOnce()
+    const alike = await recoveryOnce()
+    const leader = cluster.leader(0)
+    const member = cluster.pnns.find((pnn) => pnn !== leader)!
+    const before = (await cluster.view(leader))!.generation
+    const startedMs = performance.now()
+    await cluster.kill(member)
+    await settled(leader, before)
+    const killed = (performance.now() - startedMs) / 1000
+    return { first, alike, killed, megabytes: Math.round(peakMemory(cluster.node(leader).pid)) }
+  } finally {
+    await cluster.end()
+  }
+}
+
+/** Sum of the peaks of a process and its children that live now (MB). */
+function peakMemory(pid: number): number {
+  const children = readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim().split(" ").filter(Boolean)
+  const own = Number(/VmHWM:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1] ?? 0) / 1024
+  return children.reduce((sum, child) => sum + peakMemory(Number(child)), own)
+}
+
+async function measureNodes(records: number, databases: number): Promise<void> {
+  const ours = await nodeTimes("ours", records, databases)
+  const stock = await nodeTimes("stock", records, databases)
+  const ratio = (of: keyof NodeTimes) => Number((ours[of] / stock[of]).toFixed(2))
+  const ratios = { first: ratio("first"), alike: ratio("alike"), killed: ratio("killed"), memory: ratio("megabytes") }
+  console.log(JSON.stringify({ nodes: 3, records, databases, ours, stock, ratio: ratios }))
+}
+
 /** In a helper's place: runs the wanted one, notes what it took, and only then passes its answer on. */
 function standIn([whichPath = "", timesPath = "", output = "", socket = "", generation = ""]: string[]): never {
   const program = readFileSync(whichPath, "utf8")
@@ -111,10 +185,11 @@ function standIn([whichPath = "", timesPath = "", output = "", socket = "", gene
 if (import.meta.main && process.argv[2] === "--helper") standIn(process.argv.slice(3))
 if (import.meta.main) {
   symlinkSync(binary, ours)
-  const wanted = process.argv.slice(2)
+  const ofNodes = process.argv[2] === "nodes"
+  const wanted = process.argv.slice(ofNodes ? 3 : 2)
   for (const word of wanted.length > 0 ? wanted : ["10000", "100000x1", "100000x10"]) {
     const [records = 0, databases = 1] = word.split("x").map(Number)
-    await measure(records, databases)
+    await (ofNodes ? measureNodes : measure)(records, databases)
   }
   rmSync(directory, { recursive: true, force: true })
   process.exit(0)
