@@ -1,6 +1,7 @@
 // Which persistent databases can't be trusted, and why: marks that outlive the daemon (data path page 9.5, tdb-format page
 // 9.8). It keeps them; what follows from a mark is decided where databases are used.
 
+import { SysError } from "../../lib/sys/errno.ts"
 import { TdbError, traverseRead } from "../../lib/tdb/tdb.ts"
 import type { NodeEnvironment } from "../environment.ts"
 
@@ -10,6 +11,8 @@ const NO_HEALTHY_NODES = "NO-HEALTHY-NODES - "
 
 export class Health {
   private readonly reasons = new Map<string, string>()
+  /** Databases whose mark in the file is not the one that counts. */
+  private readonly unwritten = new Set<string>()
   private tdb: ReturnType<NodeEnvironment["databases"]["openHealth"]> | undefined
   /** Marks may have been lost with a damaged file: the path that it was moved to. */
   private lostIn: string | undefined
@@ -56,14 +59,14 @@ export class Health {
 
   set(name: string, reason: string): void {
     this.reasons.set(name, reason)
-    this.change(() => this.tdb?.store(bytes.encode(name), bytes.encode(reason)))
+    this.write(name)
     this.environment.log.error(`Database ${name} is unhealthy: ${reason}`)
   }
 
   /** true: it was unhealthy. */
   clear(name: string): boolean {
     if (!this.reasons.delete(name)) return false
-    this.change(() => this.tdb?.delete(bytes.encode(name)))
+    this.write(name)
     this.environment.log.notice(`Database ${name} is healthy again`)
     return true
   }
@@ -76,16 +79,33 @@ export class Health {
     else if (!reason.startsWith(NO_HEALTHY_NODES)) this.set(name, NO_HEALTHY_NODES + reason)
   }
 
-  private change(apply: () => void): void {
+  /**
+   * Writes the mark of that database, and what could not be written before. A mark counts from now on in any case: the disk
+   * that it tells of may be the one that it can't be written to.
+   */
+  private write(name: string): void {
+    this.unwritten.add(name)
     const { tdb } = this
     if (tdb === undefined) return
-    tdb.startTransaction()
     try {
-      apply()
+      tdb.startTransaction()
+      try {
+        for (const each of this.unwritten) {
+          const reason = this.reasons.get(each)
+          if (reason === undefined) tdb.delete(bytes.encode(each))
+          else tdb.store(bytes.encode(each), bytes.encode(reason))
+        }
+      } catch (error) {
+        tdb.cancel()
+        throw error
+      }
+      tdb.commit()
+      this.unwritten.clear()
     } catch (error) {
-      tdb.cancel()
-      throw error
+      if (!(error instanceof TdbError || error instanceof SysError)) throw error
+      this.environment.log.error(
+        `Health mark of database ${name} can't be written and holds until this daemon ends: ${error.message}`,
+      )
     }
-    tdb.commit()
   }
 }

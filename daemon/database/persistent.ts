@@ -102,7 +102,10 @@ export class Persistent {
         this.answered(commit, pnn, reply),
       )
     }
-    this.update(data, (reply) => this.answered(commit, state.pnn, reply))
+    // What this node refuses before it begins it certainly has not stored; of others that can't be told from their status.
+    const own = this.refusesUpdate(request, database)
+    if (own === undefined) this.update(data, (reply) => this.answered(commit, state.pnn, reply))
+    else environment.nextTurn(() => this.answered(commit, state.pnn, { status: NOT_STORED, error: own }))
   }
 
   private refusesCommit(
