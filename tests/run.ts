@@ -1,9 +1,7 @@
 // Runs everything that `npm test` promises: system packages, type check, lint, build, and all tests, and closes with one
-// line of totals. Tests run in two lanes side by side, each one `bun test`: logic needs a processor, real clusters mostly
-// wait. `--soak` runs the long forms.
+// line of totals. Tests run as jobs, a few side by side, each one `bun test`. `--soak` runs the long forms.
 
 import { existsSync, readdirSync } from "node:fs"
-import { cpus } from "node:os"
 
 /** Debian packages that tests need, each with a file that shows it is there. */
 const PACKAGES: Readonly<Record<string, string>> = {
@@ -18,23 +16,50 @@ const PACKAGES: Readonly<Record<string, string>> = {
   hyperfine: "/usr/bin/hyperfine",
 }
 
-interface Lane {
+/** One `bun test` of its own. */
+interface Job {
   readonly name: string
   readonly paths: readonly string[]
 }
 
-/** Folders whose tests start real programs and clusters. */
+/** Folders whose tests start real programs and clusters: each file is a job, as they mostly wait. */
 const REAL = ["peers", "integration"]
+/** Folders of logic that take a processor for more than a few seconds: a job each; the others are one together. */
+const LONG = ["simulation", "fuzz"]
 /** Not tests. */
 const NO_TESTS = ["bench", "vectors"]
-
-const folders = readdirSync(import.meta.dir, { withFileTypes: true })
-  .filter((entry) => entry.isDirectory() && !NO_TESTS.includes(entry.name))
-  .map((entry) => entry.name)
-const LANES: readonly Lane[] = [
-  { name: "logic", paths: folders.filter((name) => !REAL.includes(name)) },
-  { name: "real", paths: folders.filter((name) => REAL.includes(name)) },
+/** Jobs side by side. More than processors, since real clusters mostly wait for timers. */
+const AT_ONCE = 3
+/** The jobs that take longest begin first. */
+const LONGEST_FIRST = [
+  "recovery",
+  "mixed",
+  "faults",
+  "simulation",
+  "tool.test",
+  "persistent",
+  "database",
+  "crowd",
+  "kill",
 ]
+
+function jobs(): Job[] {
+  const folders = readdirSync(import.meta.dir, { withFileTypes: true })
+    .filter((entry) => entry.isDirectory() && !NO_TESTS.includes(entry.name))
+    .map((entry) => entry.name)
+  const files = [...new Bun.Glob(`{${REAL.join(",")}}/**/*.test.ts`).scanSync(import.meta.dir)].sort()
+  const short = folders.filter((name) => !REAL.includes(name) && !LONG.includes(name))
+  const all: Job[] = [
+    ...files.map((file) => ({ name: file, paths: [`./tests/${file}`] })),
+    ...LONG.filter((name) => folders.includes(name)).map((name) => ({ name, paths: [`./tests/${name}/`] })),
+    { name: "logic", paths: short.map((name) => `./tests/${name}/`) },
+  ]
+  const rank = ({ name }: Job) => {
+    const place = LONGEST_FIRST.findIndex((word) => name.includes(word))
+    return place < 0 ? LONGEST_FIRST.length : place
+  }
+  return all.sort((one, other) => rank(one) - rank(other))
+}
 
 const soak = process.argv.includes("--soak")
 const testsDirectory = import.meta.dir
@@ -71,20 +96,15 @@ async function installPackages(): Promise<boolean> {
 }
 
 interface Outcome {
-  readonly lane: string
   readonly status: number
   readonly passed: number
   readonly failed: number
   readonly skipped: number
-  readonly seconds: number
 }
 
-async function runLane(lane: Lane): Promise<Outcome> {
+async function runJob(job: Job): Promise<Outcome> {
   const started = performance.now()
-  const paths = lane.paths.filter((path) => existsSync(`${testsDirectory}/${path}`)).map((path) => `./tests/${path}/`)
-  const nothing = { lane: lane.name, status: 0, passed: 0, failed: 0, skipped: 0, seconds: 0 }
-  if (paths.length === 0) return nothing
-  const child = Bun.spawn([process.execPath, "test", "--timeout", "120000", ...paths], {
+  const child = Bun.spawn([process.execPath, "test", "--timeout", "300000", ...job.paths], {
     cwd: `${testsDirectory}/..`,
     env: { ...process.env, ...(soak ? { CTDB_SOAK: "1" } : {}) },
     stdin: "ignore",
@@ -98,16 +118,12 @@ async function runLane(lane: Lane): Promise<Outcome> {
   ])
   const text = output + errors
   const count = (word: string) => Number(new RegExp(`^ *(\\d+) ${word}$`, "m").exec(text)?.[1] ?? 0)
-  const outcome: Outcome = {
-    lane: lane.name,
-    status,
-    passed: count("pass"),
-    failed: count("fail"),
-    skipped: count("skip"),
-    seconds: (performance.now() - started) / 1000,
-  }
-  if (status !== 0) console.log(text)
-  console.log(`${lane.name}: ${outcome.passed} passed, ${outcome.failed} failed in ${outcome.seconds.toFixed(0)} s`)
+  const outcome = { status, passed: count("pass"), failed: count("fail"), skipped: count("skip") }
+  // A failure's text, without the lines of what passed.
+  if (status !== 0) console.log(text.replace(/^\(pass\).*\n/gm, ""))
+  const seconds = ((performance.now() - started) / 1000).toFixed(0)
+  const verdict = status === 0 ? "" : ` (exit status ${status})`
+  console.log(`${job.name}: ${outcome.passed} passed, ${outcome.failed} failed in ${seconds} s${verdict}`)
   return outcome
 }
 
@@ -122,14 +138,16 @@ async function main(): Promise<number> {
     if ((await command([`node_modules/.bin/${name}`, ...rest])) !== 0) return 1
   }
   if ((await command([process.execPath, "build.ts"])) !== 0) return 1
+  const queue = jobs()
   const outcomes: Outcome[] = []
-  if (cpus().length > 1) outcomes.push(...(await Promise.all(LANES.map(runLane))))
-  else for (const lane of LANES) outcomes.push(await runLane(lane))
+  const work = async () => {
+    for (let job = queue.shift(); job !== undefined; job = queue.shift()) outcomes.push(await runJob(job))
+  }
+  await Promise.all(Array.from({ length: AT_ONCE }, work))
   const sum = (pick: (outcome: Outcome) => number) => outcomes.reduce((total, outcome) => total + pick(outcome), 0)
-  const skipped = sum(({ skipped }) => skipped)
-  console.log(
-    `${sum(({ passed }) => passed)} passed, ${sum(({ failed }) => failed)} failed${skipped === 0 ? "" : `, ${skipped} skipped`}`,
-  )
+  const skipped = sum((outcome) => outcome.skipped)
+  const closing = skipped === 0 ? "" : `, ${skipped} skipped`
+  console.log(`${sum(({ passed }) => passed)} passed, ${sum(({ failed }) => failed)} failed${closing}`)
   return outcomes.every(({ status }) => status === 0) && outcomes.some(({ passed }) => passed > 0) ? 0 : 1
 }
 
