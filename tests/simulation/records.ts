@@ -394,9 +394,7 @@ class History {
       case "stop": {
         const host = world.hosts[deed.pnn]!
         this.control(host, (session, pnn) => session.request("STOP_NODE", pnn, {}, () => {}))
-        world.at(world.nowMs + deed.forMs, undefined, () => {
-          this.control(host, (session, pnn) => session.request("CONTINUE_NODE", pnn, {}, () => {}))
-        })
+        world.at(world.nowMs + deed.forMs, undefined, () => this.continue(host))
         return
       }
       case "reset": {
@@ -430,6 +428,13 @@ class History {
         return
       }
     }
+  }
+
+  private continue(host: Host): void {
+    const state = host.running ? host.node?.state : undefined
+    // What its clients wrote until its freeze counts for nothing, though the daemon may have had no event since.
+    if (state !== undefined && state.runState >= RunState.SETUP && !isActive(state.self)) this.died(host)
+    this.control(host, (session, pnn) => session.request("CONTINUE_NODE", pnn, {}, () => {}))
   }
 
   private later(delayMs: number, run: () => void): void {
@@ -542,9 +547,7 @@ class History {
     for (const a of world.hosts) for (const b of world.hosts) if (a.pnn < b.pnn) world.heal(a, b)
     for (const host of world.hosts) if (!host.running) host.start()
     world.runFor(500)
-    for (const host of world.hosts) {
-      this.control(host, (session, pnn) => session.request("CONTINUE_NODE", pnn, {}, () => {}))
-    }
+    for (const host of world.hosts) this.continue(host)
     this.stopping = true
     for (const client of this.clients) client.stop()
     const deadlineMs = world.nowMs + QUIET_MS
