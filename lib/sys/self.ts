@@ -13,5 +13,6 @@ const compiled = Bun.main.startsWith("/$bunfs/")
 /** @param word first argument that selects the program; @param installed its name in the process list */
 export function selfCommand(word: string, installed: string, argv: readonly string[]): SelfCommand {
   if (!compiled) return { command: [process.execPath, Bun.main, word, ...argv] }
-  return { command: [process.execPath, ...argv], argv0: installed }
+  // Not execPath: an upgrade may have put another file there, and this node goes on with its own.
+  return { command: ["/proc/self/exe", ...argv], argv0: installed }
 }
