@@ -3,8 +3,8 @@
 // CTDB_SOAK=1 runs the long forms.
 
 import { afterAll, beforeAll, describe, expect, test } from "bun:test"
-import { existsSync } from "node:fs"
-import { attach } from "../../lib/client/attach.ts"
+import { existsSync, readFileSync } from "node:fs"
+import { attach, forgetDatabases } from "../../lib/client/attach.ts"
 import { Client, ControlError } from "../../lib/client/client.ts"
 import { Transaction } from "../../lib/client/transaction.ts"
 import { CURRENT_NODE, NodeFlag } from "../../lib/protocol/constants.ts"
@@ -163,22 +163,20 @@ async function countUntilDeath(cluster: MixedCluster, pnn: number, name: string,
   } catch (error) {
     if (!(error instanceof ControlError) && !/closed|lost/.test(String(error))) throw error
   }
+  // A stock node aborts at its next start if a program still has the volatile file of the old one open.
+  await forgetDatabases(client)
   await client.close().catch(() => {})
   return acknowledged
 }
 
-/** A stock node does not start while children of the killed one are still about. */
+/** A stock node ends soon after its start while the event daemon of the killed one is still about. */
 async function startAgain(cluster: MixedCluster, pnn: number): Promise<void> {
-  const limit = cluster.kinds[pnn] === "ours" ? 1 : 15
-  for (let attempt = 1; ; attempt++) {
-    try {
-      await cluster.start(pnn)
-      return
-    } catch (error) {
-      if (attempt === limit) throw error
-      await Bun.sleep(1000)
-    }
+  const pidfile = `${cluster.base(pnn)}/run/eventd.pid`
+  if (cluster.kinds[pnn] === "stock" && existsSync(pidfile)) {
+    const pid = Number.parseInt(readFileSync(pidfile, "utf8"), 10)
+    await waitUntil("the old event daemon to end", () => Promise.resolve(!existsSync(`/proc/${pid}`)), 30_000)
   }
+  await cluster.start(pnn)
 }
 
 const compositions: readonly (readonly Kind[])[] = [
