@@ -133,7 +133,7 @@ export interface Ratio {
 
 /** Ratios as bars from 1, to the right where the first is better, with a line for the spread. */
 export function ratioChart(ratios: readonly Ratio[], first: string, second: string): string {
-  const [width, left, right, step, top] = [1080, 400, 90, 26, 44]
+  const [width, left, right, step, top] = [1240, 420, 90, 26, 44]
   const height = top + ratios.length * step + 8
   const extremes = ratios
     .flatMap(({ value }) => [value.least, value.most])

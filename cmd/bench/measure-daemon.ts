@@ -65,14 +65,15 @@ function measuredOf({ target, samples, violations, histogram }: Sampled): Measur
 const sampled = (targets: readonly Target[]): Sampled[] =>
   targets.map((target) => ({ target, samples: [], violations: [] }))
 
-/** Memory of a client, then control latency without load, with all those clients idle, and while they send messages. */
+/** Memory with and without clients, and control latency without load, with all those clients idle, and while they send messages. */
 export async function measureClients(
   plan: ClientsRow,
   targets: readonly Target[],
   settings: Settings,
   progress: Progress,
 ): Promise<Row[]> {
-  const memory = sampled(targets)
+  const alone = sampled(targets)
+  const crowded = sampled(targets)
   const phases = [
     { title: "control round trip, no other clients", values: sampled(targets), load: undefined },
     { title: `control round trip, ${plan.clients} idle clients`, values: sampled(targets), load: "idle" as const },
@@ -91,11 +92,12 @@ export async function measureClients(
       const [daemon = 0] = probe.daemons
       let crowd: Crew | undefined
       try {
-        const before = residentOf(daemon)
         if (phase.load !== undefined) {
           crowd = await Crew.open([task(phase.load, socket, { clients: plan.clients, rate: plan.rate })])
         }
-        if (phase.load === "idle") memory[index]!.samples.push((residentOf(daemon) - before) / 1024 / plan.clients)
+        const resident = residentOf(daemon) / 2 ** 20
+        if (phase.load === "idle") crowded[index]!.samples.push(resident)
+        else if (phase.load === undefined) alone[index]!.samples.push(resident)
         crowd?.start(true)
         const side = phase.values[index]!
         for (let sample = -1; sample < settings.samples; sample++) {
@@ -133,13 +135,10 @@ export async function measureClients(
   return [
     ...phases.map(({ title, values }) => rowOf({ generator, title }, "us", "less", values.map(measuredOf), foreign)),
     rowOf({ generator, title: `delivery of one of those messages` }, "us", "less", delivery.map(measuredOf), foreign),
-    rowOf(
-      { generator, title: `memory of one of ${plan.clients} idle clients` },
-      "kB",
-      "less",
-      memory.map(measuredOf),
-      foreign,
-    ),
+    ...[
+      { title: "resident memory of a node's daemon", values: alone },
+      { title: `the same with ${plan.clients} idle clients`, values: crowded },
+    ].map(({ title, values }) => rowOf({ generator, title }, "MB", "less", values.map(measuredOf), foreign)),
   ]
 }
 

@@ -145,8 +145,9 @@ class Side {
     const start = performance.now()
     const first = this.crew.done
     let [lastTime, lastDone] = [start, first]
-    for (let left = ms; left > 0; left = ms - (performance.now() - start)) {
-      await Bun.sleep(Math.min(left, LOOK_MS))
+    for (let left = ms; left >= 1; left = ms - (performance.now() - start)) {
+      // A rest that is too short for a rate of its own goes with the one before.
+      await Bun.sleep(Math.ceil(left < LOOK_MS * 1.5 ? left : LOOK_MS))
       const [now, done] = [performance.now(), this.crew.done]
       const rate = ((done - lastDone) / (now - lastTime)) * 1000
       this.series.push([(now - this.begun) / 1000, rate])

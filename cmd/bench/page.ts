@@ -12,12 +12,12 @@ const STYLE = `
 }
 * { box-sizing: border-box }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif }
-main { max-width: 1160px; margin: 0 auto; padding: 32px 24px 64px }
+main { max-width: 1320px; margin: 0 auto; padding: 32px 24px 64px }
 h1 { font-size: 26px; margin: 0 0 4px } h2 { font-size: 19px; margin: 40px 0 12px } h3 { font-size: 15px; margin: 0 0 2px }
 p, pre { color: var(--soft); margin: 4px 0 } pre { white-space: pre-wrap; font: 13px/1.5 ui-monospace, "DejaVu Sans Mono", monospace }
 .scroll { overflow-x: auto }
-table { border-collapse: collapse; font-size: 13px; width: 100%; font-variant-numeric: tabular-nums }
-th, td { padding: 5px 10px; border-bottom: 1px solid var(--grid); text-align: right; white-space: nowrap } th { color: var(--soft); font-weight: 600 }
+table { border-collapse: collapse; font-size: 12.5px; width: 100%; font-variant-numeric: tabular-nums }
+th, td { padding: 5px 8px; border-bottom: 1px solid var(--grid); text-align: right; vertical-align: top } td b { white-space: nowrap; font-weight: inherit } th { color: var(--soft); font-weight: 600 }
 th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(520px, 1fr)); gap: 16px }
 .card { background: var(--card); border-radius: 8px; padding: 14px 16px }
@@ -64,6 +64,13 @@ function card(row: Row): string {
   return `<section class="card">${parts.join("")}</section>`
 }
 
+/** A cell breaks between its figures only. */
+const cellOf = (cell: string): string =>
+  cell
+    .split(/ (?=\(|\| )/)
+    .map((part) => (/\d/.test(part) && part.length < 40 ? `<b>${escapeHtml(part)}</b>` : escapeHtml(part)))
+    .join(" ")
+
 /** The whole page. */
 export function pageOf(result: Result): string {
   const violations = violationsOf(result)
@@ -91,7 +98,7 @@ ${
 ${second === undefined || compared.length === 0 ? "" : `<h2>Comparison</h2><div class="scroll">${ratioChart(compared, first, second)}</div>`}
 <h2>Results</h2>
 <div class="scroll"><table><thead><tr>${head.map((cell) => `<th>${escapeHtml(cell)}</th>`).join("")}</tr></thead>
-<tbody>${rows.map((cells) => `<tr>${cells.map((cell) => `<td>${escapeHtml(cell)}</td>`).join("")}</tr>`).join("\n")}</tbody></table></div>
+<tbody>${rows.map((cells) => `<tr>${cells.map((cell) => `<td>${cellOf(cell)}</td>`).join("")}</tr>`).join("\n")}</tbody></table></div>
 <pre>${escapeHtml(footnotes(result))}</pre>
 <h2>Each load</h2><div class="cards">${result.rows.map(card).join("\n")}</div>
 </main></body></html>
