@@ -3,7 +3,7 @@
 // and answered late has the documented outcome.
 
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test"
-import { mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs"
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { binary } from "../binary.ts"
@@ -154,6 +154,8 @@ describe.skipIf(!stockInstalled)("as helper of stock nodes", () => {
     const logged = cluster.nodes.map((node) => node.log().length)
     const newLog = () => cluster.nodes.map((node, pnn) => node.log().slice(logged[pnn])).join("\n")
     await recover(first())
+    // The cluster may be at the end of another recovery still: the one with the fault has left its trace.
+    await waitUntil("a fault that was applied", () => existsSync(`${plan}.log`), 60_000)
     await waitUntil("the end of the recovery", () => newLog().includes("Recovery complete"), 60_000)
     const applied = readFileSync(`${plan}.log`, "utf8").trim().split("\n")
     rmSync(plan)
@@ -176,7 +178,9 @@ describe.skipIf(!stockInstalled)("as helper of stock nodes", () => {
   /** The cluster's controls: this recovery fails, the next one succeeds. */
   const ofCluster = ["GET_CAPABILITIES", "GET_DBMAP", "SET_RECMODE", "START_RECOVERY", "SETVNNMAP", "END_RECOVERY"]
 
-  for (const how of ["refuse", "swallow", "delay"] as const) {
+  // Time-outs and late answers take minutes all together.
+  const ways = process.env.CTDB_SOAK === undefined ? (["refuse"] as const) : (["refuse", "swallow", "delay"] as const)
+  for (const how of ways) {
     for (const control of ofDatabase) {
       test(`${control} once: ${how}`, async () => {
         const { applied, log } = await faulty({ control, node: 1, how, delayMs: 3000, times: 1 })
