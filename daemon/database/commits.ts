@@ -6,7 +6,7 @@ import type { CommitOrder, CommitReport, CommitWork } from "./commit-worker.ts"
 import type { FileUpdates, UpdateResult } from "./files.ts"
 
 /** So many files are written at a time; a thread is made when all others are busy. */
-const THREADS_MAX = 8
+const THREADS_MAX = 4
 /** A locked file is tried again after this time, which grows to the other (ms). */
 const FIRST_RETRY_MS = 0.5
 const RETRY_MS_MAX = 20
