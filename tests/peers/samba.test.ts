@@ -90,7 +90,8 @@ force user = root
     for (const pnn of this.cluster.pnns) {
       const text = this.configuration(pnn)
       writeFileSync(`${this.base(pnn)}/smb.conf`, text)
-      const words = [SMBD, "-F", "--no-process-group", "-s", `${this.base(pnn)}/smb.conf`]
+      // Each in a process group of its own: an smbd that ends takes its whole group with it.
+      const words = [SMBD, "-F", "-s", `${this.base(pnn)}/smb.conf`]
       this.smbds[pnn] = Bun.spawn(words, { stdin: "ignore", stdout: "ignore", stderr: "ignore" })
     }
     for (const pnn of this.cluster.pnns) {
