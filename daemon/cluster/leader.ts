@@ -363,9 +363,11 @@ export class Leadership {
   }
 
   private startPeriod(handOver: boolean): Timer {
+    const electionMs = this.port.electionTimeoutS() * 1000
     const first = this.firstElection && this.settings.testMode
-    const usualMs = first ? FIRST_ELECTION_TEST_MS : this.port.electionTimeoutS() * 1000
-    const periodMs = handOver ? Math.min(HAND_OVER_MS, usualMs) : usualMs
+    const usualMs = first ? FIRST_ELECTION_TEST_MS : electionMs
+    // Never the first election's: an answer takes as long as that, and must not be cut off.
+    const periodMs = handOver ? Math.min(HAND_OVER_MS, electionMs) : usualMs
     const dueMs = this.environment.monotonicMs() + periodMs
     return this.environment.setTimer(periodMs, () => this.periodOver(dueMs))
   }
