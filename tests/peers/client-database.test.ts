@@ -239,8 +239,8 @@ describe.skipIf(!stockInstalled).each(clusters)("our client on nodes on %s: %s, 
       ])
       expect(writer!.done).toBe(until)
       expect(readers.map(({ wrong }) => wrong)).toEqual([0, 0, 0])
-      // They read copies: far fewer calls than looks.
-      expect(readers[0]!.migrations).toBeLessThan(readers[0]!.done / 2)
+      // They read copies: far fewer calls than looks, once there are some of either.
+      expect(readers[0]!.migrations).toBeLessThan(Math.max(10, readers[0]!.done / 2))
       expect(/db_ro_delegations +(\d+)/.exec(await tool(1, "dbstatistics", "delegated.tdb"))![1]).not.toBe("0")
       const copy = await lock(await attach(clients[0]!, "delegated.tdb"), key, "read")
       expect(() => copy.store(bytes4(1))).toThrow("for reading only")
