@@ -102,7 +102,7 @@ describe("fetch-lock", () => {
     const waiting = database.fetchLock(OLD_KEY)
     expect(waiting).toBeInstanceOf(Promise)
     await until("request 1", () => wire.sent.length === 1)
-    // client-library 10, with this session's first request id.
+    // client-library 10, with the first request id of a conversation.
     expect(Buffer.from(wire.sent[0]!).toString("hex")).toBe(
       "40000000424454430100000000000000" +
         "00000000010000f00100000038ffff7f" +
