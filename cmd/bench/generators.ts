@@ -121,7 +121,7 @@ export const GENERATORS: readonly Generator[] = [
           : [options.processes]
         ).map((processes) =>
           rate("contention", options, environment, {
-            title: `contention, ${plural(processes, "process").replace("processs", "processes")}${named(options, environment)}`,
+            title: `contention, ${processes} ${processes === 1 ? "process" : "processes"}${named(options, environment)}`,
             load: "counter",
             unit: "locks/s",
             nodes: isShared(options) ? options.nodes : 1,

@@ -271,7 +271,7 @@ export async function measureRate(
     for (const side of sides) side.violations.push(...(await side.crew.settle(!settings.shared)))
     const loops = plan.load === "message-ring" || plan.load === "record-ring" ? plan.depth : plan.nodes * plan.processes
     return rowOf(
-      plan,
+      settings.shared ? { ...plan, title: `${plan.title}, this node's share` } : plan,
       plan.unit,
       "more",
       sides.map((side) => side.measured(loops)),

@@ -1,14 +1,14 @@
 // Makes docs/performance.md: every speed target with our figure, stock's beside it in the same run, the ratio, and whether it holds. Runs
 // `ctdb bench` on sandboxes of both kinds, the published algorithms in C as a yardstick for its clients, and the other programs of this folder.
 //
-//   bun tests/bench/table.ts [PART...]     parts: clusters memory traverse clients engine recovery start (default: all; about 25 minutes)
+//   bun tests/bench/table.ts [PART...]     parts: generators, memory traverse clients engine recovery start (default: all; half an hour)
 //
 // What a part finds is kept in dist/performance/PART.json, so that one part can be measured again without the others.
 
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { cpus, loadavg, tmpdir, totalmem } from "node:os"
 import { join } from "node:path"
-import type { Result } from "../../cmd/bench/output.ts"
+import { type Result, violationsOf } from "../../cmd/bench/output.ts"
 import { figure } from "../../cmd/bench/progress.ts"
 import { ratios, spread } from "../../cmd/bench/statistics.ts"
 import { attach } from "../../lib/client/attach.ts"
@@ -34,7 +34,11 @@ interface Line {
   readonly most?: number
 }
 
+/** What the checks of the part that runs found. */
+let complaints: string[] = []
+
 interface Part {
+  readonly complaints?: readonly string[]
   readonly lines: readonly Line[]
   readonly load: number
 }
@@ -100,17 +104,20 @@ function better(
   return { ratio: median, least, most }
 }
 
-async function output(command: readonly string[], accept = 0): Promise<string> {
+/** @param accepted a status besides 0 that comes with output */
+async function output(command: readonly string[], accepted = 0): Promise<string> {
   const child = Bun.spawn([...command], { cwd: root, stdin: "ignore", stdout: "pipe", stderr: "inherit" })
   const text = await new Response(child.stdout).text()
   const status = await child.exited
-  if (status !== 0 && status !== accept) throw new Error(`${command.slice(0, 4).join(" ")} ended with ${status}`)
+  if (status !== 0 && status !== accepted) throw new Error(`${command.slice(0, 4).join(" ")} ended with ${status}`)
   return text
 }
 
 async function bench(section: string, ...words: string[]): Promise<Line[]> {
-  const text = await output([binary, "bench", ...words, "--compare", "stock", "--json"])
-  return (JSON.parse(text) as Result).rows.map((row): Line => {
+  const text = await output([binary, "bench", ...words, "--compare", "stock", "--json"], 1)
+  const result = JSON.parse(text) as Result
+  complaints.push(...violationsOf(result), ...result.failures.map(({ title, reason }) => `${title}: ${reason}`))
+  return result.rows.map((row): Line => {
     const [ours, stock] = row.targets
     const value = (side: typeof ours): string => `${figure(side!.value.median)} ${row.unit}`
     const ratio = row.ratio!
@@ -128,17 +135,11 @@ async function bench(section: string, ...words: string[]): Promise<Line[]> {
 
 // ---- parts
 
-async function clusters(): Promise<Line[]> {
-  const generators = ["single-record", "contention", "g-lock", "persistent", "ring", "spread", "readonly", "messages"]
-  const lines: Line[] = []
-  for (const generator of generators) {
-    // A daemon runs for months: its compiler's first seconds are not what is asked for.
-    lines.push(
-      ...(await bench("Clusters of three nodes", generator, "--sandbox", "3", "--seconds", "4", "--warmup", "5")),
-    )
-  }
-  return lines
-}
+const GENERATORS = ["single-record", "contention", "g-lock", "persistent", "ring", "spread", "readonly", "messages"]
+
+/** A daemon runs for months: its compiler's first seconds are not what is asked for. */
+const cluster = (generator: string) => () =>
+  bench("Clusters of three nodes", generator, "--sandbox", "3", "--seconds", "4", "--warmup", "5")
 
 async function memory(): Promise<Line[]> {
   const lines: Line[] = []
@@ -397,7 +398,7 @@ async function starts(): Promise<Line[]> {
 }
 
 const PARTS: Readonly<Record<string, () => Promise<Line[]>>> = {
-  clusters,
+  ...Object.fromEntries(GENERATORS.map((name) => [name, cluster(name)])),
   memory,
   traverse: traverses,
   clients: clientCost,
@@ -435,6 +436,11 @@ function page(parts: readonly Part[]): string {
     const reason = reasonOf(line) ?? "Not yet looked into."
     because.set(reason, [...(because.get(reason) ?? []), line.what])
   }
+  const wrong = parts.flatMap((part) => part.complaints ?? [])
+  const checks =
+    wrong.length === 0
+      ? "Every check of the generators held."
+      : `Checks that failed:\n\n${wrong.map((text) => `- ${text}`).join("\n")}`
   const reasons = [...because].map(([reason, names]) => `- ${names.join("; ")}: ${reason}`).join("\n")
   const asked = lines.filter((line) => targetOf(line) !== undefined)
   const [processor] = cpus()
@@ -451,6 +457,10 @@ ${cpus().length} processors (${processor?.model}), ${Math.round(totalmem() / 2 *
 Three nodes and their clients share the processors, so a row that crosses nodes measures how fast processes are woken as much as the daemon.
 
 ${sections.join("\n")}
+## Checks
+
+${checks}
+
 ## Rows below their target
 
 ${reasons === "" ? "None." : reasons}
@@ -463,7 +473,9 @@ for (const [name, measure] of Object.entries(PARTS)) {
   if (chosen.length > 0 && !chosen.includes(name)) continue
   console.error(`${new Date().toISOString()} ${name}`)
   try {
-    const part: Part = { lines: await measure(), load: loadavg()[0] ?? 0 }
+    complaints = []
+    const lines = await measure()
+    const part: Part = { lines, complaints, load: loadavg()[0] ?? 0 }
     writeFileSync(join(kept, `${name}.json`), JSON.stringify(part, null, 1))
   } catch (error) {
     console.error(`${name}: ${error instanceof Error ? error.message : String(error)}`)
