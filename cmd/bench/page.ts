@@ -22,7 +22,7 @@ th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: l
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(520px, 1fr)); gap: 16px }
 .card { background: var(--card); border-radius: 8px; padding: 14px 16px }
 .card p { font-size: 13px } .card h4 { font-size: 12px; font-weight: 600; color: var(--soft); margin: 10px 0 0 }
-svg { max-width: 100%; height: auto; display: block }
+svg { max-width: 100%; height: auto; display: block } .card svg { width: 100% }
 svg text { fill: var(--soft); font-size: 11px } svg .tiny { font-size: 9.5px } svg .strong { fill: var(--ink); font-weight: 600 }
 .grid { stroke: var(--grid) } .axis { stroke: var(--soft) } .whisker { stroke: var(--ink); stroke-width: 1.5 }
 .line0 { stroke: var(--a); fill: none; stroke-width: 1.8 } .line1 { stroke: var(--b); fill: none; stroke-width: 1.8 }
