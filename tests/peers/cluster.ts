@@ -19,7 +19,10 @@ export interface StockCluster {
 export async function startStockCluster(
   prefix: string,
   count: number,
-  options: Omit<Partial<StockOptions>, "base" | "address" | "nodes"> = {},
+  options: Omit<Partial<StockOptions>, "base" | "address" | "nodes"> & {
+    /** The one node that may lead: of two clusters that are compared, the same one must. None: any. */
+    readonly leader?: number
+  } = {},
 ): Promise<StockCluster> {
   const directory = mkdtempSync(join(tmpdir(), "ctdb-stock-"))
   const addresses = Array.from({ length: count }, (_, index) => `${prefix}${index + 1}`)
@@ -29,8 +32,16 @@ export async function startStockCluster(
     rmSync(directory, { recursive: true, force: true })
   }
   try {
+    const { leader = -1, config = [], ...common } = options
+    const follower = [...config, "[cluster]", "leader capability = false"]
     const starting = addresses.map((address, index) =>
-      startStockNode({ ...options, base: join(directory, String(index)), address, nodes: addresses }),
+      startStockNode({
+        ...common,
+        base: join(directory, String(index)),
+        address,
+        nodes: addresses,
+        config: leader === -1 || leader === index ? config : follower,
+      }),
     )
     for (const start of starting) nodes.push(await start)
     await Promise.all(nodes.map((node) => waitUntilHealthy(node)))

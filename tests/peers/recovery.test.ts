@@ -57,7 +57,7 @@ describe.skipIf(!stockInstalled)("beside the stock helper", () => {
 
   beforeAll(async () => {
     const starts = [{ CTDB_RECOVERY_HELPER: helper }, {}].map((environment, index) =>
-      startStockCluster(`127.71.${index + 1}.`, 3, { environment, tunables: TUNABLES, logLevel: "INFO" }),
+      startStockCluster(`127.71.${index + 1}.`, 3, { environment, tunables: TUNABLES, logLevel: "INFO", leader: 0 }),
     )
     clusters = await Promise.all(starts)
   }, 60_000)

@@ -542,7 +542,7 @@ describe.skipIf(!stockInstalled)("the tool beside the stock tool", () => {
           ["continue", at(2)],
           ["nodestatus all", at(0)],
         ],
-        generation,
+        (text) => (/STOPPED\|INACTIVE \(THIS NODE\)/.test(text) ? lastVnnMap(text) : generation(text)),
       )
     }, 120_000)
 
@@ -861,6 +861,11 @@ describe.skipIf(!stockInstalled)("the tool beside the stock tool", () => {
     }, 60_000)
   })
 })
+
+/** Whether a node that stops is told of the last map with it or of the first without it depends on the recovery's moment. */
+function lastVnnMap(text: string): string {
+  return generation(text).replace(/^Size:[23]\n(hash:\d lmaster:\d\n)+/m, "Size:N\n")
+}
 
 /** A recovery between two runs changes the generation. */
 function generation(text: string): string {
