@@ -1,0 +1,136 @@
+// Rows that the other programs of tests/bench measure: the TDB engine beside libtdb, recoveries, starts. Runs them and reads what they
+// print.
+
+import { join } from "node:path"
+import { figure } from "../../../cmd/bench/progress.ts"
+import { output } from "./clusters.ts"
+import { compared, type Line, limited } from "./lines.ts"
+
+const here = join(import.meta.dir, "..")
+const program = (name: string, ...words: string[]): Promise<string> =>
+  output([process.execPath, join(here, name), ...words])
+
+/** libtdb's time by ours that is asked for, by the beginning of the name. */
+const ENGINE: readonly (readonly [start: RegExp, least: number])[] = [
+  [/^locked fetch\+store, fcntl/, 0.9],
+  [/^(locked fetch|the same, \d|insert|traverse of a million|commit of .*, synced)/, 1],
+]
+
+export async function engineLines(): Promise<Line[]> {
+  const text = await program("tdb.ts")
+  return [...text.matchAll(/^(.+?) +libtdb +([\d.]+) (\S+) +ours +([\d.]+) (\S+) +ratio ([\d.]+)/gm)].map(
+    (found): Line => {
+      const [, what = "", stock, stockUnit, ours, ourUnit, text] = found
+      const ratio = Number(text)
+      const least = ENGINE.find(([start]) => start.test(what))?.[1]
+      return {
+        section: "The TDB engine beside libtdb, one operation",
+        what,
+        ours: `${ours} ${ourUnit}`,
+        stock: `${stock} ${stockUnit}`,
+        daemon: { median: ratio, least: ratio, most: ratio },
+        ...(least === undefined ? {} : { target: `>= ${least}`, holds: ratio >= least }),
+      }
+    },
+  )
+}
+
+type Numbers = Readonly<Record<string, number | undefined>>
+interface Measurement {
+  readonly records: number
+  readonly databases: number
+  readonly ours: Numbers
+  readonly stock: Numbers
+}
+
+const measurements = (text: string): Measurement[] =>
+  text.split("\n").flatMap((line) => (line.startsWith("{") ? [JSON.parse(line) as Measurement] : []))
+
+const SECTION = "Recovery"
+const sized = ({ records, databases }: Measurement): string =>
+  `${figure(records)} records in ${databases} ${databases === 1 ? "database" : "databases"}`
+
+/** Records in total x databases. A million in 200 takes as long as in 50, and minutes to prepare. */
+const SIZES = [10_000, 100_000, 1_000_000].flatMap((records) =>
+  [1, 10, 50, 200].map((databases) => `${records}x${databases}`),
+)
+
+/** Both recovery helpers on the same stock nodes. */
+export async function helperLines(): Promise<Line[]> {
+  const found = measurements(await program("recovery.ts", ...SIZES))
+  const lines = found.flatMap((one): Line[] => {
+    const asked = { section: SECTION, better: "less" as const }
+    const { ours, stock } = one
+    const what = `recovery helper, ${sized(one)}`
+    const least = one.records >= 100_000 ? 2 : 1
+    return [
+      compared({ ...asked, what: `${what}: time`, unit: "s", least }, [ours.seconds!], [stock.seconds!]),
+      compared(
+        { ...asked, what: `${what}: peak memory`, unit: "MB", ...(one.records >= 1_000_000 ? { least: 4 } : {}) },
+        [ours.megabytes!],
+        [stock.megabytes!],
+      ),
+    ]
+  })
+  for (const large of found.filter(({ records }) => records === 1_000_000)) {
+    const small = found.find(({ records, databases }) => records === 100_000 && databases === large.databases)
+    if (small === undefined) continue
+    const growth = (side: "ours" | "stock") => large[side].seconds! / small[side].seconds!
+    const what = `recovery helper, time for ${sized(large)} by that for ${figure(small.records)}`
+    const texts = [`${growth("ours").toFixed(1)} times`, `${growth("stock").toFixed(1)} times`] as const
+    lines.push(limited(SECTION, what, texts, { text: "<= 10", holds: growth("ours") <= 10 }))
+  }
+  return lines
+}
+
+/** What whole nodes do, ours and then stock ones, with the same records. */
+export async function nodeRecoveryLines(): Promise<Line[]> {
+  const sizes = ["10000x1", "10000x10", "100000x10", "100000x50", "100000x200", "1000000x10"]
+  return measurements(await program("recovery.ts", "nodes", ...sizes)).flatMap((one): Line[] => {
+    const asked = { section: SECTION, better: "less" as const, unit: "s" }
+    const { ours, stock } = one
+    const least = one.records >= 100_000 ? 2 : 1
+    const rows = [
+      { key: "first", what: "recovery of nodes, records only their owners hold", least },
+      { key: "alike", what: "recovery of nodes, all hold the same", least },
+      { key: "killed", what: "kill -9 of a member until NORMAL", least: 1 },
+    ] as const
+    const lines = rows.flatMap(({ key, what, least }) => {
+      const [mine, theirs] = [ours[key], stock[key]]
+      if (mine === undefined || theirs === undefined || !(mine > 0 && theirs > 0)) return []
+      return [compared({ ...asked, what: `${what}, ${sized(one)}`, least }, [mine], [theirs])]
+    })
+    const memory = { ...asked, what: `peak memory of the leader's processes, ${sized(one)}`, unit: "MB" }
+    const few = one.records >= 1_000_000 ? { least: 4 } : {}
+    if (ours.megabytes !== undefined) lines.push(compared({ ...memory, ...few }, [ours.megabytes], [stock.megabytes!]))
+    if (ours.stallMs !== undefined && stock.stallMs !== undefined) {
+      const texts = [`${figure(ours.stallMs)} ms`, `${figure(stock.stallMs)} ms`] as const
+      const limit = { text: "<= 50 ms", holds: ours.stallMs <= 50 }
+      lines.push(limited(SECTION, `longest stall of a node's loop, ${sized(one)}`, texts, limit))
+    }
+    return lines
+  })
+}
+
+export async function startLines(): Promise<Line[]> {
+  const text = await program("cluster.ts", "2")
+  return [...text.matchAll(/^(.+) \((\S+)\) +([\d.]+) +([\d.]+) {2}/gm)].flatMap(
+    ([, what = "", unit = "", stock, ours]) =>
+      // The others are rows of `ctdb bench` already.
+      /ring|round trip|resident/.test(what)
+        ? []
+        : [
+            compared(
+              {
+                section: "Start and rest",
+                what,
+                unit,
+                better: "less",
+                ...(/^(start of three|ctdb version)/.test(what) ? { least: 1 } : {}),
+              },
+              [Number(ours)],
+              [Number(stock)],
+            ),
+          ],
+  )
+}
