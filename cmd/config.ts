@@ -37,10 +37,10 @@ const commands: readonly ConfigCommand[] = [
 ]
 
 const options: readonly PoptOption[] = [
-  { long: "help", short: "h", takesValue: false },
+  { long: "help", short: "h", takesValue: false, ends: true },
   { long: "debug", short: "d", takesValue: true },
-  { long: "usage", takesValue: false },
-  { long: "popt-help", short: "?", takesValue: false },
+  { long: "usage", takesValue: false, ends: true },
+  { long: "popt-help", short: "?", takesValue: false, ends: true },
 ]
 
 const synopsis =
@@ -70,7 +70,7 @@ function commandUsage(command: ConfigCommand): string {
 }
 
 export async function run(argv: readonly string[]): Promise<number> {
-  const parsed = parsePopt(argv, options, new Set(["help", "usage", "popt-help"]))
+  const parsed = parsePopt(argv, options)
   if (parsed.kind === "error") {
     process.stderr.write(`Invalid option ${parsed.what}: ${parsed.why}\n`)
     process.stdout.write(usage() + usage())

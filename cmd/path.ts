@@ -69,7 +69,7 @@ function commandUsage(command: PathCommand): string {
 }
 
 export async function run(argv: readonly string[]): Promise<number> {
-  const parsed = parsePopt(argv, [helpOption], new Set())
+  const parsed = parsePopt(argv, [helpOption])
   if (parsed.kind === "error") {
     process.stderr.write(`Invalid option ${parsed.what}: ${parsed.why}\n`)
     process.stdout.write(usage() + usage())

@@ -20,7 +20,7 @@ const options: readonly PoptOption[] = [
 const INTERNAL_ERROR_STATUS = 134
 
 export async function run(argv: readonly string[]): Promise<number> {
-  const parsed = parsePopt(argv, options, new Set())
+  const parsed = parsePopt(argv, options)
   const value = (long: string) =>
     parsed.kind === "options" ? parsed.seen.find(({ option }) => option.long === long)?.value : undefined
   const socket = value("socket")

@@ -50,8 +50,8 @@ const options: readonly PoptOption[] = [
   { long: "foreground", takesValue: false },
   { long: "log-format", takesValue: true },
   { long: "announce-version", takesValue: true },
-  { long: "help", short: "?", takesValue: false },
-  { long: "usage", takesValue: false },
+  { long: "help", short: "?", takesValue: false, ends: true },
+  { long: "usage", takesValue: false, ends: true },
 ]
 
 const help = `Usage: [OPTION...]
@@ -116,7 +116,7 @@ export async function run(argv: readonly string[]): Promise<number> {
 }
 
 function parseOptions(argv: readonly string[]): Options | number {
-  const result = parsePopt(argv, options, new Set(["help", "usage"]))
+  const result = parsePopt(argv, options)
   if (result.kind === "error") {
     process.stderr.write(`Invalid option ${result.what}: ${result.why}\n`)
     return 1

@@ -1,6 +1,7 @@
-// The tool's command line: the options table, the parser that follows popt's rules as the stock tool shows them, and the
-// usage texts made from the table. It knows no command. Source: reference page "Admin tool" section 1, and the running
-// tool for the error texts.
+// The tool's command line: the options table, what the options say (popt.ts splits them), and the usage texts made from the table. It
+// knows no command. Source: reference page "Admin tool" section 1, and the running tool for the error texts.
+
+import { type PoptOption, parsePopt } from "../popt.ts"
 
 /** What the options say. */
 export interface Options {
@@ -20,16 +21,16 @@ export interface Options {
   readonly json: boolean
   /** `--yes`: no question before a destructive command. */
   readonly yes: boolean
+  /** `--watch`: `recover` shows how far the recovery has come. */
+  readonly watch: boolean
 }
-
-type Key = keyof Options
 
 interface OptionSpec {
   readonly short?: string
   readonly long?: string
   /** What the argument is called; none for a flag. */
   readonly argument?: "INT" | "STRING" | "CHAR"
-  readonly sets: Key
+  readonly sets: keyof Options
   readonly text: string
   /** Not an option of the stock tool: shown only on a terminal. */
   readonly ours?: true
@@ -59,6 +60,7 @@ const optionTable: readonly OptionSpec[] = [
     text: "die if runtime exceeds this limit (in seconds)",
   },
   { long: "yes", sets: "yes", text: "do not ask before a destructive command", ours: true },
+  { long: "watch", sets: "watch", text: "recover: show how far the recovery has come", ours: true },
 ]
 
 export type ParsedLine =
@@ -70,12 +72,27 @@ export type ParsedLine =
 const NUMBER_FORM = "invalid numeric value"
 const NUMBER_RANGE = "number too large or too small"
 
-/**
- * Parses the arguments after the program's name. Options and words may mix; `--` ends the options; `--help` and
- * `--usage` end the parsing where they stand, so an error before them wins and one after them is not seen.
- */
+/** What ends the parse. */
+const help: PoptOption = { long: "help", short: "?", takesValue: false, ends: true }
+const usage: PoptOption = { long: "usage", takesValue: false, ends: true }
+
+const poptOptions: readonly (PoptOption & { readonly spec?: OptionSpec })[] = [
+  ...optionTable.map((spec) => ({
+    spec,
+    ...(spec.long === undefined ? {} : { long: spec.long }),
+    ...(spec.short === undefined ? {} : { short: spec.short }),
+    takesValue: spec.argument !== undefined,
+    ...(spec.argument === "INT" ? { check: numberFault } : {}),
+  })),
+  help,
+  usage,
+]
+
+/** Parses the arguments after the program's name. An error before `--help` and `--usage` wins, one after them is not seen. */
 export function parseOptions(argv: readonly string[]): ParsedLine {
-  const found: { -readonly [K in Key]: Options[K] } = {
+  const parsed = parsePopt(argv, poptOptions)
+  if (parsed.kind === "error") return { kind: "error", text: `Invalid option ${parsed.what}: ${parsed.why}` }
+  const options: Options = {
     node: -1,
     timeLimit: 10,
     maxRunTime: 0,
@@ -85,75 +102,21 @@ export function parseOptions(argv: readonly string[]): ParsedLine {
     debug: undefined,
     json: false,
     yes: false,
+    watch: false,
   }
-  const words: string[] = []
-  const bad = (argument: string, why: string): ParsedLine => ({
-    kind: "error",
-    text: `Invalid option ${argument}: ${why}`,
-  })
-
-  /** Stores a value; returns the reason if it is no good. */
-  const store = (spec: OptionSpec, value: string | true): string | undefined => {
-    if (spec.argument === "INT") {
-      const number = parseInt32(String(value))
-      if (typeof number === "string") return number
-      Object.assign(found, { [spec.sets]: number })
-      return undefined
-    }
-    Object.assign(found, { [spec.sets]: value })
-    return undefined
+  for (const { option, value } of parsed.seen) {
+    const { spec } = option
+    if (spec === undefined) return { kind: option === help ? "help" : "usage" }
+    Object.assign(options, {
+      [spec.sets]: spec.argument === undefined ? true : spec.argument === "INT" ? parseInt32(value) : value,
+    })
   }
+  return { kind: "run", options, words: parsed.words }
+}
 
-  let index = 0
-  while (index < argv.length) {
-    const argument = argv[index++]!
-    if (argument === "--") {
-      words.push(...argv.slice(index))
-      break
-    }
-    if (!argument.startsWith("-") || argument === "-") {
-      words.push(argument)
-      continue
-    }
-
-    if (argument.startsWith("--")) {
-      const equals = argument.indexOf("=")
-      const name = argument.slice(2, equals < 0 ? undefined : equals)
-      const spec = optionTable.find((candidate) => candidate.long === name)
-      if (spec?.argument === undefined) {
-        if (spec === undefined && name !== "help" && name !== "usage") return bad(argument, "unknown option")
-        if (equals >= 0) return bad(argument, "option does not take an argument")
-        if (spec === undefined) return { kind: name === "help" ? "help" : "usage" }
-        store(spec, true)
-        continue
-      }
-      if (equals < 0 && index >= argv.length) return bad(argument, "missing argument")
-      const source = equals < 0 ? argv[index++]! : argument
-      const why = store(spec, equals < 0 ? source : argument.slice(equals + 1))
-      if (why !== undefined) return bad(source, why)
-      continue
-    }
-
-    let at = 1
-    while (at < argument.length) {
-      const letter = argument[at++]!
-      const spec = optionTable.find((candidate) => candidate.short === letter)
-      if (spec === undefined && letter !== "?") return bad(argument, "unknown option")
-      if (spec?.argument === undefined) {
-        if (argument[at] === "=") return bad(argument, "option does not take an argument")
-        if (spec === undefined) return { kind: "help" }
-        store(spec, true)
-        continue
-      }
-      const joined = at < argument.length
-      if (!joined && index >= argv.length) return bad(argument, "missing argument")
-      const source = joined ? argument : argv[index++]!
-      const why = store(spec, joined ? argument.slice(argument[at] === "=" ? at + 1 : at) : source)
-      if (why !== undefined) return bad(source, why)
-      break
-    }
-  }
-  return { kind: "run", options: found, words }
+function numberFault(value: string): string | undefined {
+  const parsed = parseInt32(value)
+  return typeof parsed === "string" ? parsed : undefined
 }
 
 /** strtoll base 0 over the whole text (the empty one is 0), within 32 bits; a text says what is wrong. */

@@ -3,6 +3,7 @@
 import { attach } from "../../../lib/client/attach.ts"
 import type { Client } from "../../../lib/client/client.ts"
 import type { Database, LockedRecord } from "../../../lib/client/database.ts"
+import { readU32 } from "../../../lib/protocol/header.ts"
 import type { Arena } from "../arena.ts"
 import type { Histogram } from "../histogram.ts"
 import type { Settled, WorkerPlan } from "../plan.ts"
@@ -67,14 +68,11 @@ export class CounterValue {
   }
 }
 
-const u32 = (bytes: Uint8Array, at: number): number =>
-  (bytes[at]! | (bytes[at + 1]! << 8) | (bytes[at + 2]! << 16) | (bytes[at + 3]! << 24)) >>> 0
-
 /** The counter in a value, -1 if the two ends of it differ. A record without data counts as 0, as in the stock generators. */
 export function counterOf(bytes: Uint8Array, start: number, length: number): number {
   if (length < 4) return 0
-  const counter = u32(bytes, start)
-  return length >= 8 && u32(bytes, start + length - 4) !== counter ? -1 : counter
+  const counter = readU32(bytes, start)
+  return length >= 8 && readU32(bytes, start + length - 4) !== counter ? -1 : counter
 }
 
 /** Reads a counter under its lock, from wherever the record is. */
