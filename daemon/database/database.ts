@@ -5,7 +5,7 @@
 import { decode } from "../../lib/protocol/codec.ts"
 import { DbFlag, LOCK_BUCKET_SECONDS } from "../../lib/protocol/constants.ts"
 import { type DbStatistics, dbStatistics } from "../../lib/protocol/structs.ts"
-import type { Tdb } from "../../lib/tdb/tdb.ts"
+import { Filling, type Tdb } from "../../lib/tdb/tdb.ts"
 import type { NodeEnvironment } from "../environment.ts"
 import type { NodeState } from "../state.ts"
 import { addLatency, type MutableLatency } from "../statistics.ts"
@@ -79,6 +79,8 @@ export class Database implements Freezable, RecordStore {
   /** The id of the transaction that runs. */
   private tid: number | undefined
   private readonly passages = new Set<Passage>()
+  /** While the transaction of a recovery stores records one behind the other: it was wiped, and nothing else was stored since. */
+  private filling: Filling | undefined
 
   constructor(
     readonly id: number,
@@ -217,6 +219,7 @@ export class Database implements Freezable, RecordStore {
     this.endPassages("committed")
     this.tid = undefined
     try {
+      this.endFilling()
       this.tdb.commit()
     } finally {
       this.endLocking()
@@ -226,6 +229,7 @@ export class Database implements Freezable, RecordStore {
 
   cancelTransaction(): void {
     this.endPassages("transaction cancelled")
+    this.filling = undefined
     if (this.tid === undefined) return
     this.tid = undefined
     try {
@@ -248,8 +252,24 @@ export class Database implements Freezable, RecordStore {
   /** All records go. Only inside a transaction. @throws TdbError */
   wipe(): void {
     this.endPassages("database wiped")
+    this.filling = undefined
     this.tdb.wipe()
     this.onWipe()
+    this.filling = Filling.begin(this.tdb)
+  }
+
+  /**
+   * Stores a record of a push whose key and data (header and all) lie one behind the other in `source`. Returns where its data
+   * is in the file's bytes, or 0: it must be stored by the rules for single records. @throws TdbError
+   */
+  fill(source: Uint8Array, from: number, keyLength: number, dataLength: number, hash: number): number {
+    return this.filling === undefined ? 0 : this.filling.add(source, from, keyLength, dataLength, hash)
+  }
+
+  /** From now on records are stored one by one. */
+  endFilling(): void {
+    this.filling?.end()
+    this.filling = undefined
   }
 
   addPassage(passage: Passage): void {

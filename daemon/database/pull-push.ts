@@ -7,12 +7,13 @@ import { jenkinsHash } from "../../lib/protocol/hash.ts"
 import { readU32, writeU32 } from "../../lib/protocol/header.ts"
 import { LTDB_HEADER_SIZE, type PulldbExt, REC_DATA_HEAD } from "../../lib/protocol/structs.ts"
 import type { Word64 } from "../../lib/protocol/word64.ts"
-import { Walk } from "../../lib/tdb/tdb.ts"
+import { SysError } from "../../lib/sys/errno.ts"
+import { TdbError, Walk } from "../../lib/tdb/tdb.ts"
 import type { NodeEnvironment } from "../environment.ts"
 import type { Answer, Router } from "../routing.ts"
 import { groupOf, isKept } from "./alike.ts"
 import type { Database, Passage } from "./database.ts"
-import { keyHash, RecordHeader, storeRecord } from "./record.ts"
+import { decide, RecordHeader, storeRecord } from "./record.ts"
 
 /** One piece of work ends after this time (ms), looked at every RECORDS_PER_LOOK records. */
 const PIECE_MS = 5
@@ -25,6 +26,15 @@ const RETRY_MS = 2
 const PUSH_BYTES_MAX = 1 << 30
 /** db_id and count in front of the records (wire-protocol page 5.12). */
 const BUFFER_HEAD = 8
+
+// Copies between arrays without making a view of the source first.
+const copyBytes = Buffer.prototype.copy as (
+  this: Uint8Array,
+  to: Uint8Array,
+  at: number,
+  start: number,
+  end: number,
+) => number
 
 /** A record buffer that grows. */
 class RecordBuffer {
@@ -55,8 +65,8 @@ class RecordBuffer {
     writeU32(bytes, at + 4, 0)
     writeU32(bytes, at + 8, keyLength)
     writeU32(bytes, at + 12, dataLength)
-    bytes.set(map.subarray(keyStart, keyStart + keyLength), at + REC_DATA_HEAD)
-    bytes.set(map.subarray(dataStart, dataStart + dataLength), at + REC_DATA_HEAD + keyLength)
+    // A record's data follows its key in the file (tdb-format page 4).
+    copyBytes.call(map, bytes, at + REC_DATA_HEAD, keyStart, dataStart + dataLength)
     this.length = at + size
     this.count++
   }
@@ -289,7 +299,7 @@ export class Push implements Passage {
     }
     while (this.left > 0) {
       if (this.left % RECORDS_PER_LOOK === 0 && this.environment.monotonicMs() >= deadlineMs) return false
-      const wrong = this.storeOne(buffer)
+      const wrong = this.attemptOne(buffer)
       if (wrong !== undefined) {
         this.fail(wrong)
         return true
@@ -303,6 +313,16 @@ export class Push implements Passage {
     return true
   }
 
+  /** A file that takes no more fails the push, not the node. */
+  private attemptOne(buffer: Uint8Array): string | undefined {
+    try {
+      return this.storeOne(buffer)
+    } catch (error) {
+      if (!(error instanceof TdbError || error instanceof SysError)) throw error
+      return error.message
+    }
+  }
+
   private storeOne(buffer: Uint8Array): string | undefined {
     const { at, database, header } = this
     const available = buffer.length - at
@@ -314,16 +334,27 @@ export class Push implements Passage {
       return `record at ${at} of ${size} bytes with key of ${keyLength} and data of ${dataLength}`
     }
     if (dataLength < LTDB_HEADER_SIZE) return `record at ${at} has data of ${dataLength} bytes`
-    const key = buffer.subarray(at + REC_DATA_HEAD, at + REC_DATA_HEAD + keyLength)
-    const dataStart = at + REC_DATA_HEAD + keyLength
+    this.at = at + size
+    const keyStart = at + REC_DATA_HEAD
+    const dataStart = keyStart + keyLength
     header.read(buffer, dataStart)
     // Whatever copies were out: a recovery ends all delegations.
     header.flags &= ~RecordFlag.RO_FLAGS
-    const jenkins = keyHash(key)
-    const hash = database.volatile ? jenkins : database.tdb.hash(key)
+    const jenkins = jenkinsHash(buffer, keyStart, dataStart)
+    const hash = database.volatile ? jenkins : database.tdb.hash(buffer.subarray(keyStart, dataStart))
+    if (dataLength > LTDB_HEADER_SIZE) {
+      const place = database.fill(buffer, keyStart, keyLength, dataLength, hash)
+      if (place !== 0) {
+        // A record with data is kept, and what the rules change is its header.
+        decide(database, jenkins, header, dataLength - LTDB_HEADER_SIZE)
+        header.write(database.tdb.b, place)
+        return undefined
+      }
+    }
+    database.endFilling()
+    const key = buffer.subarray(keyStart, dataStart)
     const data = buffer.subarray(dataStart + LTDB_HEADER_SIZE, dataStart + dataLength)
     storeRecord(database, key, jenkins, hash, header, data)
-    this.at = at + size
     return undefined
   }
 

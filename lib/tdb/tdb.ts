@@ -5,6 +5,7 @@ export { type CheckResult, check, type RecordCheck, type Summary, summary, type 
 export { INSERT, MODIFY, type Parser, REPLACE, type StoreMode, Tdb } from "./database.ts"
 export { DumpError, type DumpedRecord, formatRecord, parseDump, quoteBytes } from "./dump.ts"
 export { TdbError, type TdbErrorCode } from "./error.ts"
+export { Filling } from "./filling.ts"
 export * from "./format.ts"
 export { freelistSize } from "./freelist.ts"
 export { jenkinsHash, oldHash } from "./hash.ts"
