@@ -42,8 +42,11 @@ async function recoveryMode(invocation: Invocation, node: number): Promise<numbe
 export async function recover(invocation: Invocation): Promise<number> {
   const { output, node } = invocation
   const before = await currentGeneration(invocation)
+  const watched = invocation.options.watch
+    ? await (await import("./recovery-progress.ts")).watchRecovery(invocation)
+    : undefined
   await invocation.control("SET_RECMODE", node, RecoveryMode.ACTIVE, "Failed to set recovery mode active")
-  const after = await invocation.waiting("waiting for the recovery to end", async () => {
+  const wait = async () => {
     try {
       while (true) {
         const generation = await currentGeneration(invocation)
@@ -54,7 +57,8 @@ export async function recover(invocation: Invocation): Promise<number> {
       if (error instanceof Failure) output.warn("Failed to confirm end of recovery")
       throw error
     }
-  })
+  }
+  const after = await (watched?.until(wait) ?? invocation.waiting("waiting for the recovery to end", wait))
   if (output.mode === "json") output.json({ generation_before: before, generation: after })
   if (output.mode === "terminal") output.print(`Recovered: generation ${after}\n`)
   return 0

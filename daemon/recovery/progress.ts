@@ -11,7 +11,9 @@ import { word64 } from "../../lib/protocol/word64.ts"
 /** Where the messages go: an id of ours, in a range that stock programs do not use (wire-protocol page 7). */
 export const RECOVERY_PROGRESS = Object.freeze(word64(0xc7db0000, 1))
 
-const REPORT_MS = 1000
+/** How often whoever watches is told, and the log, if there is news. */
+const TELL_MS = 250
+const LOG_MS = 1000
 
 export interface RecoveryProgress {
   readonly leader: number
@@ -52,7 +54,6 @@ export function progressText(progress: RecoveryProgress): string {
 }
 
 export class ProgressReport {
-  phase: RecoveryProgress["phase"] = "preparing"
   databases = 0
   frozen = 0
   recovered = 0
@@ -65,6 +66,8 @@ export class ProgressReport {
   private readonly startedMs: number
   private timer: Timer | undefined
   private lastText = ""
+  private loggedMs: number
+  private stage: RecoveryProgress["phase"] = "preparing"
 
   constructor(
     private readonly session: Session,
@@ -74,11 +77,18 @@ export class ProgressReport {
     private readonly generation: number,
   ) {
     this.startedMs = scheduler.monotonicMs()
+    this.loggedMs = this.startedMs
     this.next()
   }
 
+  /** The next part of the recovery begins: told at once. */
+  enter(phase: RecoveryProgress["phase"]): void {
+    this.stage = phase
+    this.tell()
+  }
+
   now(): RecoveryProgress {
-    const { leader, generation, phase, databases, frozen, recovered, failed } = this
+    const { leader, generation, stage: phase, databases, frozen, recovered, failed } = this
     const { pulledRecords, pulledBytes, pushedRecords, pushedBytes, keptRecords } = this
     const seconds = (this.scheduler.monotonicMs() - this.startedMs) / 1000
     const counts = { pulledRecords, pulledBytes, pushedRecords, pushedBytes, keptRecords }
@@ -89,20 +99,24 @@ export class ProgressReport {
   end(phase: "done" | "failed"): void {
     this.timer?.cancel()
     this.timer = undefined
-    this.phase = phase
-    this.tell()
+    this.enter(phase)
   }
 
   private next(): void {
-    this.timer = this.scheduler.setTimer(REPORT_MS, () => {
-      const progress = this.now()
-      // The time alone is no news in the log.
-      const text = progressText({ ...progress, seconds: 0 })
-      if (text !== this.lastText) this.log.notice(`Recovery: ${progressText(progress)}`)
-      this.lastText = text
+    this.timer = this.scheduler.setTimer(TELL_MS, () => {
+      if (this.scheduler.monotonicMs() - this.loggedMs >= LOG_MS) this.write()
       this.tell()
       this.next()
     })
+  }
+
+  private write(): void {
+    this.loggedMs = this.scheduler.monotonicMs()
+    const progress = this.now()
+    // The time alone is no news in the log.
+    const text = progressText({ ...progress, seconds: 0 })
+    if (text !== this.lastText) this.log.notice(`Recovery: ${progressText(progress)}`)
+    this.lastText = text
   }
 
   private tell(): void {

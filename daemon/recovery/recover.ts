@@ -127,7 +127,7 @@ class Recovery {
   }
 
   private *phases(): Task<void> {
-    const { order, requests, prompt, progress } = this
+    const { order, requests, prompt } = this
     const { log, generation } = order
     this.members = yield* this.findMembers()
     const { members } = this
@@ -154,7 +154,6 @@ class Recovery {
     const answers = yield* prompt.ask("ALIKE_DIGEST", members, { dbId: 0, tid: generation })
     this.alikeKnown = [...answers.values()].every(({ ok }) => ok)
 
-    progress.phase = "databases"
     const recovered = new Set<number>()
     yield* this.recoverAll(unionOf(maps), recovered)
     yield* this.finish(recovered)
@@ -176,7 +175,7 @@ class Recovery {
     const { requests, members, order, progress } = this
     for (let round = 1; ; round++) {
       yield* this.recoverLatecomers(recovered)
-      progress.phase = "finishing"
+      progress.enter("finishing")
       try {
         yield* requests.tell("SET_RECMODE", members, RecoveryMode.NORMAL)
         order.log.notice("Set recovery mode to NORMAL")
@@ -216,6 +215,7 @@ class Recovery {
       }
     }
     progress.databases += union.size
+    progress.enter("databases")
     const tasks = sound.map((known) => recoverDatabase(around, known))
     // What one database may not settle for itself ends the recovery.
     const ends = yield* together(tasks, () => true)
