@@ -25,8 +25,8 @@ export interface Command {
   readonly ours?: true
   /** On a terminal: asked before the command runs. What it destroys or interrupts, as a question. */
   readonly ask?: (node: number, words: readonly string[]) => string
-  /** Absent: not part of this build yet. */
-  readonly load?: () => Promise<Handler>
+  /** What does it; of a command that this version does not have, what to do instead. */
+  readonly load: (() => Promise<Handler>) | { readonly instead: string }
 }
 
 const MANY = Number.POSITIVE_INFINITY
@@ -327,7 +327,17 @@ export const commands: readonly Command[] = [
     accepts: [2, 2],
     load: async () => (await import("./addresses.ts")).gratarp,
   },
-  { name: "tickle", words: "<srcip:port> <dstip:port>", text: "send a tcp tickle ack", accepts: [0, 2], offline: true },
+  {
+    name: "tickle",
+    words: "<srcip:port> <dstip:port>",
+    text: "send a tcp tickle ack",
+    accepts: [0, 2],
+    offline: true,
+    load: {
+      instead:
+        "sending a packet by hand is not in this version yet; the stock tool's tickle needs no daemon of its kind",
+    },
+  },
   {
     name: "gettickles",
     words: "<ip> [<port>]",
@@ -363,6 +373,7 @@ export const commands: readonly Command[] = [
     text: "reload the nodes file all nodes",
     accepts: "any",
     local: true,
+    ask: () => "Reload the nodes file on all nodes? Nodes that it no longer lists leave the cluster.",
     load: async () => (await import("./reloadnodes.ts")).reloadnodes,
   },
   {
@@ -385,6 +396,7 @@ export const commands: readonly Command[] = [
     words: "<ip>",
     text: "delete an ip address from a node",
     accepts: [1, 1],
+    ask: (node, words) => `Delete address ${words[0]} from node ${node}? If it is there, its connections break.`,
     load: async () => (await import("./addresses.ts")).delip,
   },
   {

@@ -128,8 +128,8 @@ async function runCommand(
       await invocation.followLeader()
     }
     if (!acceptsCount(command, words.length)) throw new UsageError()
-    if (command.load === undefined) {
-      output.warn(`ctdb ${command.name}: not part of this build yet`)
+    if (typeof command.load !== "function") {
+      output.warn(`ctdb ${command.name}: ${command.load.instead}`)
       return 1
     }
     const handler = await command.load()

@@ -36,6 +36,7 @@ async function runHelper(invocation: Invocation, helper: HelperProgram, words: r
   } catch (error) {
     const errno = error instanceof Error && "errno" in error && typeof error.errno === "number" ? error.errno : 2
     status = ERRNO_BASE + Math.abs(errno)
+    if (output.mode === "terminal") output.warn(`  ${path} can't be started; ${helper.variable} may name another file`)
   }
   if (status < ERRNO_BASE || status === 255) return status
   output.warn(`${helper.name} failed with error ${status - ERRNO_BASE}`)
