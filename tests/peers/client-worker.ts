@@ -9,6 +9,13 @@ import { Transaction } from "../../lib/client/transaction.ts"
 
 export type Job =
   | { readonly job: "count"; readonly keys: number; readonly rounds: number }
+  | {
+      readonly job: "churn"
+      readonly keys: number
+      readonly rounds: number
+      readonly mine: string
+      readonly others: readonly string[]
+    }
   | { readonly job: "read"; readonly key: string; readonly until: number; readonly how: "lock" | "parse" }
   | { readonly job: "write"; readonly key: string; readonly until: number; readonly pauseMs: number }
   | { readonly job: "transact"; readonly kind: "persistent" | "replicated"; readonly rounds: number }
@@ -27,7 +34,10 @@ export interface Report {
   /** Rounds done. */
   readonly done: number
   readonly ms: number
-  /** Of "read": values that were smaller than one seen before; of "exclude": meetings in the critical section. Must be 0. */
+  /**
+   * Of "read": values that were smaller than one seen before; of "exclude": meetings in the critical section; of "churn": records that
+   * were not as they had been left. Must be 0.
+   */
   readonly wrong: number
   readonly migrations: number
   readonly chainWaits: number
@@ -74,6 +84,35 @@ async function run(task: Task): Promise<Report> {
         // As other programs between two operations: lets the messages in.
         if (done % 64 === 0) await Bun.sleep(0)
       }
+      break
+    }
+    case "churn": {
+      // Records that come and go, this process's own, each time on another node: what was deleted stays away, what was written stays.
+      const clients = await Promise.all(task.others.map((socket) => Client.connect({ socket, timeoutMs: 10_000 })))
+      const databases = [database, ...(await Promise.all(clients.map((other) => attach(other, task.database))))]
+      const anywhere = () => databases[Math.floor(Math.random() * databases.length)]!
+      const left = new Map<number, number>()
+      for (; done < task.rounds; done++) {
+        const index = Math.floor(Math.random() * task.keys)
+        const record = await lock(anywhere(), Buffer.from(`${task.mine} ${index}`))
+        try {
+          if (record.parse(numberOf) !== (left.get(index) ?? 0)) wrong++
+          if ((left.get(index) ?? 0) > 0) record.delete()
+          else record.store(bytesOf(done + 1))
+          left.set(index, (left.get(index) ?? 0) > 0 ? 0 : done + 1)
+        } finally {
+          record.unlock()
+        }
+        if (done % 8 === 0) await Bun.sleep(2)
+      }
+      // Nothing of it stays.
+      for (const [index, value] of left) {
+        const record = await lock(anywhere(), Buffer.from(`${task.mine} ${index}`))
+        if (record.parse(numberOf) !== value) wrong++
+        record.delete()
+        record.unlock()
+      }
+      await Promise.all(clients.map((other) => other.close()))
       break
     }
     case "write": {

@@ -11,7 +11,7 @@ import { decode } from "../../lib/protocol/codec.ts"
 import { CURRENT_NODE } from "../../lib/protocol/constants.ts"
 import { ltdbHeader } from "../../lib/protocol/structs.ts"
 import { Random } from "../simulation/world.ts"
-import type { Report } from "./client-worker.ts"
+import type { Job, Report } from "./client-worker.ts"
 import { type Kind, MixedCluster } from "./nodes.ts"
 import { stockInstalled, waitUntil } from "./stock.ts"
 
@@ -30,8 +30,8 @@ const MIXED: readonly (readonly [prefix: string, kinds: readonly Kind[]])[] = [
 ]
 
 const running: MixedCluster[] = []
-async function start(prefix: string, kinds: readonly Kind[]): Promise<MixedCluster> {
-  const cluster = new MixedCluster(prefix, kinds, { lock: true, tunables: TUNABLES })
+async function start(prefix: string, kinds: readonly Kind[], tunables = TUNABLES): Promise<MixedCluster> {
+  const cluster = new MixedCluster(prefix, kinds, { lock: true, tunables })
   running.push(cluster)
   await cluster.startTogether()
   await cluster.allOk()
@@ -91,6 +91,211 @@ describe.skipIf(!stockInstalled)("the same moves", () => {
   }
 })
 
+// ---- counting ----------------------------------------------------------------------------------------------------
+
+function spawnWorker(cluster: MixedCluster, pnn: number, database: string, job: Job) {
+  const task = JSON.stringify({ ...job, database, socket: cluster.node(pnn).socket })
+  return Bun.spawn([process.execPath, WORKER, task], { stdin: "ignore", stdout: "pipe", stderr: "pipe" })
+}
+
+/** Has a process work in rounds until the time is over; how many operations it did, none of which may be wrong. */
+async function work(cluster: MixedCluster, pnn: number, database: string, job: Job, untilMs: number): Promise<number> {
+  let done = 0
+  while (performance.now() < untilMs) {
+    const worker = spawnWorker(cluster, pnn, database, job)
+    const [output, errors, status] = await Promise.all([
+      new Response(worker.stdout).text(),
+      new Response(worker.stderr).text(),
+      worker.exited,
+    ])
+    expect({ pnn, status, errors: status === 0 ? "" : errors }).toEqual({ pnn, status: 0, errors: "" })
+    const report = JSON.parse(output) as Report
+    if (job.job === "churn") expect({ pnn, wrong: report.wrong }).toEqual({ pnn, wrong: 0 })
+    done += report.done
+  }
+  return done
+}
+
+const count = (cluster: MixedCluster, pnn: number, database: string, keys: number, untilMs: number) =>
+  work(cluster, pnn, database, { job: "count", keys, rounds: 300 }, untilMs)
+
+/** What all counters of a database say together, read under their locks from that node. */
+async function total(cluster: MixedCluster, pnn: number, name: string, keys: number): Promise<number> {
+  const database = await attach(cluster.client(pnn), name)
+  let sum = 0
+  for (let n = 0; n < keys; n++) {
+    const record = await database.fetchLock(utf8.encode(`counter ${n}`))
+    const data = record.copy()
+    record.unlock()
+    if (data.length >= 4) sum += new DataView(data.buffer, data.byteOffset).getUint32(0, true)
+  }
+  return sum
+}
+
+/** Three of ours, then mixed with one and with two stock nodes, each kind leading once. */
+const COUNTED: readonly (readonly [prefix: string, kinds: readonly Kind[], leader: Kind])[] = [
+  ["127.61.31.", ["ours", "ours", "ours"], "ours"],
+  ["127.61.32.", ["ours", "ours", "stock"], "ours"],
+  ["127.61.33.", ["ours", "stock", "stock"], "stock"],
+]
+
+describe.skipIf(!stockInstalled)("nine client processes", () => {
+  afterEach(endAll, 60_000)
+
+  for (const [prefix, kinds, leader] of COUNTED) {
+    test(
+      `count exactly on ${kinds.join(", ")}, led by ${leader}: recoveries, vacuuming every second, freezes`,
+      async () => {
+        // Every other vacuuming run reads the whole database.
+        const tunables = ["VacuumInterval=1", "VacuumFastPathCount=1", "RerecoveryTimeout=1"]
+        const cluster = await start(prefix, kinds, tunables)
+        for (const pnn of cluster.pnns) {
+          if (kinds[pnn] !== leader) expect((await cluster.node(pnn).tool("setleaderrole", "off")).status).toBe(0)
+        }
+        await waitUntil(`a leader of kind ${leader}`, () => kinds[cluster.leader(0)] === leader, 40_000)
+        await cluster.allOk()
+        const databases = [
+          ["hot.tdb", 1],
+          ["many.tdb", 50],
+        ] as const
+        for (const name of ["hot.tdb", "many.tdb", "churn.tdb"]) await everywhere(cluster, name)
+        const untilMs = performance.now() + COUNT_MS
+        const counts = databases.map(([name, keys]) =>
+          Promise.all(cluster.pnns.map((pnn) => count(cluster, pnn, name, keys, untilMs))),
+        )
+        const churns = Promise.all(
+          cluster.pnns.map((pnn) => {
+            const others = cluster.pnns.filter((other) => other !== pnn).map((other) => cluster.node(other).socket)
+            const job = { job: "churn", keys: 40, rounds: 200, mine: `of ${pnn}`, others } as const
+            return work(cluster, pnn, "churn.tdb", job, untilMs)
+          }),
+        )
+        let recoveries = 0
+        let freezes = 0
+        const disturbed = (async () => {
+          for (let round = 0; performance.now() < untilMs; round++) {
+            await Bun.sleep(1500)
+            if (round % 2 === 0) {
+              expect((await cluster.node(round % 3).tool("recover")).status).toBe(0)
+              recoveries++
+              continue
+            }
+            const node = cluster.client(round % 3)
+            const database = await attach(node, ["hot.tdb", "many.tdb", "churn.tdb"][freezes % 3]!)
+            await node.control("DB_FREEZE", CURRENT_NODE, database.id)
+            await Bun.sleep(100)
+            await node.control("DB_THAW", CURRENT_NODE, database.id)
+            freezes++
+          }
+        })()
+        // The stock client: what it wrote on one node it reads on any other.
+        const registers = (async () => {
+          let writes = 0
+          for (; performance.now() < untilMs; writes++) {
+            const [writer, reader] = [writes % 3, (writes + 1 + (writes % 2)) % 3]
+            const written = await cluster.node(writer).tool("writekey", "many.tdb", "register", `value ${writes}`)
+            expect({ writes, written }).toMatchObject({ writes, written: { status: 0 } })
+            const { stdout } = await cluster.node(reader).tool("readkey", "many.tdb", "register")
+            expect(stdout).toContain(`[value ${writes}]`)
+          }
+          return writes
+        })()
+        const [hot, many, churned, writes] = await Promise.all([counts[0]!, counts[1]!, churns, registers, disturbed])
+        await cluster.allOk()
+        const sum = (numbers: readonly number[]) => numbers.reduce((a, b) => a + b, 0)
+        for (const pnn of cluster.pnns) {
+          expect(await total(cluster, pnn, "hot.tdb", 1)).toBe(sum(hot))
+          expect(await total(cluster, pnn, "many.tdb", 50)).toBe(sum(many))
+        }
+        expect(sum(hot)).toBeGreaterThan(300)
+        expect(writes).toBeGreaterThan(2)
+        // All that came and went has gone, from every node's file: vacuuming ran, and finished what was left to it.
+        const churn = await everywhere(cluster, "churn.tdb")
+        const left = async () => sum(await Promise.all(churn.map((database) => database.traverseLocal(() => {}))))
+        await waitUntil("vacuuming has emptied the database", async () => (await left()) === 0, 60_000)
+        console.log(
+          `${kinds}: ${sum(hot)} counted on one key, ${sum(many)} on 50, ${sum(churned)} records came and went, ` +
+            `the stock tool wrote ${writes} times; ${recoveries} recoveries, ${freezes} freezes`,
+        )
+      },
+      COUNT_MS + 180_000,
+    )
+  }
+})
+
+// ---- recovering many records -------------------------------------------------------------------------------------
+
+/** Each kind as the leader that brings together what the other kind's nodes have. */
+const RECOVERED: readonly (readonly [leader: Kind, prefix: string, kinds: readonly Kind[]])[] = [
+  ["stock", "127.61.34.", ["ours", "stock", "ours"]],
+  ["ours", "127.61.35.", ["stock", "ours", "stock"]],
+]
+
+describe.skipIf(!stockInstalled)("20 databases with 100,000 records", () => {
+  afterEach(endAll, 60_000)
+
+  for (const [leader, prefix, kinds] of RECOVERED) {
+    test(`of nodes of the other kind: a leader of kind ${leader} recovers them, and nothing is lost`, async () => {
+      const [DATABASES, RECORDS] = [20, 5000]
+      const cluster = await start(prefix, kinds)
+      // Half of the records on either follower, which are both of the other kind.
+      const followers = [0, 2]
+      for (const pnn of followers) expect((await cluster.node(pnn).tool("setleaderrole", "off")).status).toBe(0)
+      await waitUntil("the leader", () => cluster.leader(0) === 1, 40_000)
+      await cluster.allOk()
+      const names = Array.from({ length: DATABASES }, (_, n) => `many-${n}.tdb`)
+      for (const name of names) {
+        const files = await everywhere(cluster, name)
+        const value = new Uint8Array(24 + 60)
+        const view = new DataView(value.buffer)
+        value[0] = 7
+        for (let n = 0; n < RECORDS; n++) {
+          const owner = followers[n % 2]!
+          view.setUint32(8, owner, true)
+          view.setUint32(24, n, true)
+          files[owner]!.tdb.store(utf8.encode(`key ${n}`), value)
+          if (n % 1000 === 0) await Bun.sleep(0)
+        }
+      }
+      // A follower of ours, or the leader of ours: whichever there is answers all the time.
+      const ours = kinds.indexOf("ours")
+      let slowestMs = 0
+      let watching = true
+      const watch = (async () => {
+        while (watching) {
+          const began = performance.now()
+          await cluster.client(ours).controlStatus("PING", CURRENT_NODE)
+          slowestMs = Math.max(slowestMs, performance.now() - began)
+          await Bun.sleep(5)
+        }
+      })()
+      const generation = async () => (await cluster.view(ours))?.generation
+      const before = await generation()
+      const began = performance.now()
+      expect((await cluster.node(ours).tool("recover")).status).toBe(0)
+      await waitUntil("new generation", async () => (await generation()) !== before, 60_000)
+      await cluster.allOk()
+      const ms = performance.now() - began
+      watching = false
+      await watch
+      console.log(`recovery by ${leader}: ${ms.toFixed(0)} ms, our node's slowest answer ${slowestMs.toFixed(0)} ms`)
+      for (const name of names) {
+        for (const [pnn, database] of (await everywhere(cluster, name)).entries()) {
+          let count = 0
+          let wrong = 0
+          await database.traverseLocal((map, keyStart, keyLength, dataStart, dataLength) => {
+            count++
+            const number = Number(text.decode(map.subarray(keyStart + 4, keyStart + keyLength)))
+            const view = new DataView(map.buffer, map.byteOffset)
+            if (dataLength !== 84 || view.getUint32(dataStart + 24, true) !== number) wrong++
+          })
+          expect({ pnn, name, count, wrong }).toEqual({ pnn, name, count: RECORDS, wrong: 0 })
+        }
+      }
+    }, 180_000)
+  }
+})
+
 // ---- everything else on one cluster of both kinds ----------------------------------------------------------------
 
 describe.skipIf(!stockInstalled)("two stock nodes and one of ours, led by stock", () => {
@@ -144,58 +349,6 @@ describe.skipIf(!stockInstalled)("two stock nodes and one of ours, led by stock"
     }
   }, 60_000)
 
-  test("a stock leader recovers 20 databases with 100,000 records, and nothing of our node is lost", async () => {
-    const [DATABASES, RECORDS] = [20, 5000]
-    const names = Array.from({ length: DATABASES }, (_, n) => `many-${n}.tdb`)
-    const owner = cluster.client(0)
-    const files: Database[] = []
-    for (const name of names) files.push(await attach(owner, name))
-    for (const file of files) {
-      const value = new Uint8Array(24 + 60)
-      value[0] = 7
-      for (let n = 0; n < RECORDS; n++) {
-        new DataView(value.buffer).setUint32(24, n, true)
-        file.tdb.store(utf8.encode(`key ${n}`), value)
-        if (n % 1000 === 0) await Bun.sleep(0)
-      }
-    }
-    let slowestMs = 0
-    let watching = true
-    const watch = (async () => {
-      while (watching) {
-        const began = performance.now()
-        await owner.controlStatus("PING", CURRENT_NODE)
-        slowestMs = Math.max(slowestMs, performance.now() - began)
-        await Bun.sleep(5)
-      }
-    })()
-    const began = performance.now()
-    await recover()
-    const ms = performance.now() - began
-    watching = false
-    await watch
-    console.log(`recovery by a stock leader: ${ms.toFixed(0)} ms, our node's slowest answer ${slowestMs.toFixed(0)} ms`)
-    for (const pnn of [0, 1, 2]) {
-      const databases = pnn === 0 ? files : await Promise.all(names.map((name) => attach(cluster.client(pnn), name)))
-      for (const database of databases) {
-        let count = 0
-        let wrong = 0
-        await database.traverseLocal((map, keyStart, keyLength, dataStart, dataLength) => {
-          count++
-          const number = Number(text.decode(map.subarray(keyStart + 4, keyStart + keyLength)))
-          const view = new DataView(map.buffer, map.byteOffset)
-          if (dataLength !== 84 || view.getUint32(dataStart + 24, true) !== number) wrong++
-        })
-        expect({ pnn, name: database.name, count, wrong }).toEqual({
-          pnn,
-          name: database.name,
-          count: RECORDS,
-          wrong: 0,
-        })
-      }
-    }
-  }, 120_000)
-
   test("a stock leader recovers persistent and replicated databases of a node of ours", async () => {
     for (const [name, kind] of [
       ["p.tdb", "persistent"],
@@ -227,91 +380,6 @@ describe.skipIf(!stockInstalled)("two stock nodes and one of ours, led by stock"
     }
   }, 60_000)
 
-  // ---- counting ----
-
-  const spawn = (pnn: number, database: string, keys: number, rounds: number) => {
-    const task = JSON.stringify({ job: "count", keys, rounds, database, socket: cluster.node(pnn).socket })
-    return Bun.spawn([process.execPath, WORKER, task], { stdin: "ignore", stdout: "pipe", stderr: "pipe" })
-  }
-
-  /** Counts in rounds until the time is over; what each worker has counted. */
-  async function count(pnn: number, database: string, keys: number, untilMs: number): Promise<number> {
-    let done = 0
-    while (performance.now() < untilMs) {
-      const worker = spawn(pnn, database, keys, 300)
-      const [output, errors, status] = await Promise.all([
-        new Response(worker.stdout).text(),
-        new Response(worker.stderr).text(),
-        worker.exited,
-      ])
-      expect({ pnn, status, errors: status === 0 ? "" : errors }).toEqual({ pnn, status: 0, errors: "" })
-      done += (JSON.parse(output) as Report).done
-    }
-    return done
-  }
-
-  async function total(pnn: number, name: string, keys: number): Promise<number> {
-    const database = await attach(cluster.client(pnn), name)
-    let sum = 0
-    for (let n = 0; n < keys; n++) {
-      const record = await database.fetchLock(utf8.encode(`counter ${n}`))
-      const data = record.copy()
-      record.unlock()
-      if (data.length >= 4) sum += new DataView(data.buffer, data.byteOffset).getUint32(0, true)
-    }
-    return sum
-  }
-
-  test(
-    "counters on one and on many keys are exact while stock recovers, the stock tool writes, and databases freeze",
-    async () => {
-      const databases = [
-        ["hot.tdb", 1],
-        ["many.tdb", 50],
-      ] as const
-      for (const [name] of databases) await everywhere(cluster, name)
-      const untilMs = performance.now() + COUNT_MS
-      const counts = databases.map(([name, keys]) =>
-        Promise.all([0, 1, 2].map((pnn) => count(pnn, name, keys, untilMs))),
-      )
-      const disturbed = (async () => {
-        for (let round = 0; performance.now() < untilMs; round++) {
-          await Bun.sleep(1500)
-          if (round % 2 === 0) expect((await cluster.node(round % 3).tool("recover")).status).toBe(0)
-          else {
-            const database = await attach(cluster.client(0), databases[round % 4 === 1 ? 0 : 1][0])
-            await cluster.client(0).control("DB_FREEZE", CURRENT_NODE, database.id)
-            await Bun.sleep(100)
-            await cluster.client(0).control("DB_THAW", CURRENT_NODE, database.id)
-          }
-        }
-      })()
-      // The stock client: what it wrote on one node it reads on any other.
-      const registers = (async () => {
-        let writes = 0
-        for (; performance.now() < untilMs; writes++) {
-          const [writer, reader] = [writes % 3, (writes + 1 + (writes % 2)) % 3]
-          const written = await cluster.node(writer).tool("writekey", "many.tdb", "register", `value ${writes}`)
-          expect({ writes, written }).toMatchObject({ writes, written: { status: 0 } })
-          const { stdout } = await cluster.node(reader).tool("readkey", "many.tdb", "register")
-          expect(stdout).toContain(`[value ${writes}]`)
-        }
-        return writes
-      })()
-      const [hot, many, writes] = await Promise.all([counts[0]!, counts[1]!, registers, disturbed])
-      await cluster.allOk()
-      const sum = (numbers: readonly number[]) => numbers.reduce((a, b) => a + b, 0)
-      console.log(`counted ${sum(hot)} on one key, ${sum(many)} on 50; the stock tool wrote ${writes} times`)
-      for (const pnn of [0, 1, 2]) {
-        expect(await total(pnn, "hot.tdb", 1)).toBe(sum(hot))
-        expect(await total(pnn, "many.tdb", 50)).toBe(sum(many))
-      }
-      expect(sum(hot)).toBeGreaterThan(500)
-      expect(writes).toBeGreaterThan(2)
-    },
-    COUNT_MS + 120_000,
-  )
-
   test("a node that is killed takes with it at most what its own clients wrote", async () => {
     for (const victim of [2, 0]) {
       const name = `kill-${victim}.tdb`
@@ -319,15 +387,15 @@ describe.skipIf(!stockInstalled)("two stock nodes and one of ours, led by stock"
       await forgetDatabases(cluster.client(victim))
       const survivors = cluster.pnns.filter((pnn) => pnn !== victim)
       const untilMs = performance.now() + 4000
-      const counts = Promise.all(survivors.map((pnn) => count(pnn, name, 5, untilMs)))
-      const doomed = spawn(victim, name, 5, 1_000_000)
+      const counts = Promise.all(survivors.map((pnn) => count(cluster, pnn, name, 5, untilMs)))
+      const doomed = spawnWorker(cluster, victim, name, { job: "count", keys: 5, rounds: 1_000_000 })
       await Bun.sleep(2000)
       await cluster.kill(victim)
       doomed.kill(9)
       await doomed.exited
       const counted = (await counts).reduce((a, b) => a + b, 0)
       await cluster.allOk(60_000)
-      for (const pnn of survivors) expect(await total(pnn, name, 5)).toBeGreaterThanOrEqual(counted)
+      for (const pnn of survivors) expect(await total(cluster, pnn, name, 5)).toBeGreaterThanOrEqual(counted)
       // A stock node's event daemon outlives it by up to 5 s and keeps it from starting again.
       for (let attempt = 1; ; attempt++) {
         try {
@@ -339,7 +407,7 @@ describe.skipIf(!stockInstalled)("two stock nodes and one of ours, led by stock"
         }
       }
       await cluster.allOk(60_000)
-      expect(await total(victim, name, 5)).toBeGreaterThanOrEqual(counted)
+      expect(await total(cluster, victim, name, 5)).toBeGreaterThanOrEqual(counted)
     }
   }, 180_000)
 })
