@@ -283,6 +283,10 @@ const handlers: Handlers = {
     node.databases.digest(request, answer)
     return "later"
   },
+  ALIKE_SKETCH: ({ node, request, answer }) => {
+    node.databases.sketch(request, answer)
+    return "later"
+  },
   ALIKE_RETAIN: ({ node, request, answer }) => {
     node.databases.retain(request, answer)
     return "later"

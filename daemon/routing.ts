@@ -365,14 +365,16 @@ export class Router {
 
   // ---- from clients --------------------------------------------------------------------------------------------
 
-  /** A message of a client: to this node at once, elsewhere through the links. */
+  /**
+   * A message of a client: to this node at once, so that what the client sends next comes after it; elsewhere through the
+   * links.
+   */
   messageFromClient(packet: ReqMessage & { readonly destnode: number }): void {
     const { destnode, srvid, data } = packet
-    if (destnode === this.state.pnn || destnode === CURRENT_NODE) {
-      this.srvids.deliver(srvid, data)
-      return
+    for (const { pnn } of this.targets(destnode)) {
+      if (pnn === this.state.pnn) this.srvids.deliver(srvid, data)
+      else this.sendMessage(pnn, srvid, data)
     }
-    this.sendMessage(destnode, srvid, data)
   }
 
   tunnelFromClient(packet: ReqTunnel & { readonly destnode: number }): void {

@@ -7,10 +7,10 @@
 // that a recovery left behind are alike.
 
 import { RecordFlag } from "../../lib/protocol/constants.ts"
-import { jenkinsHash } from "../../lib/protocol/hash.ts"
+import { jenkinsHash, otherHalf } from "../../lib/protocol/hash.ts"
 import { readU32, writeU32 } from "../../lib/protocol/header.ts"
 import { LTDB_HEADER_SIZE } from "../../lib/protocol/structs.ts"
-import { REPLACE, Walk } from "../../lib/tdb/tdb.ts"
+import { AT_CHAINS, REPLACE, Walk } from "../../lib/tdb/tdb.ts"
 import type { NodeEnvironment } from "../environment.ts"
 import type { Answer } from "../routing.ts"
 import type { Database, Passage } from "./database.ts"
@@ -39,6 +39,31 @@ export function isKept(keep: Uint8Array, group: number): boolean {
 
 /** Any flag besides this one says that the record is about more than its data. */
 const PLAIN_FLAGS = RecordFlag.MIGRATED_WITH_DATA
+
+/** Ranges of chains in a sketch, one word each. */
+export const SKETCH_RANGES = 64
+
+/**
+ * Answers ALIKE_SKETCH: number of chains, then a word for each range of them that says which are empty. Copies with different
+ * keys show so at once, and no digest need be made. Nothing if the database is too small to be worth comparing.
+ */
+export function sketch({ tdb }: Database, worthBytes: number): Uint8Array {
+  const chains = tdb.hashSize
+  if (tdb.size - tdb.dataStart < worthBytes) return new Uint8Array(0)
+  const words = new Uint32Array(1 + SKETCH_RANGES)
+  words[0] = chains
+  const heads = AT_CHAINS >>> 2
+  for (let range = 0; range < SKETCH_RANGES; range++) {
+    const from = Math.floor((range * chains) / SKETCH_RANGES)
+    const to = Math.floor(((range + 1) * chains) / SKETCH_RANGES)
+    let hash = 0
+    for (let chain = from; chain < to; chain++) {
+      if (tdb.w[heads + chain] !== 0) hash = (Math.imul(hash, 31) + (chain - from + 1)) | 0
+    }
+    words[1 + range] = hash
+  }
+  return new Uint8Array(words.buffer)
+}
 
 abstract class Pieces implements Passage {
   protected readonly walk: Walk
@@ -120,6 +145,7 @@ export class Digest extends Pieces {
     const { words, header } = this
     this.bytes += keyLength + dataLength
     const keyHash = jenkinsHash(map, keyStart, keyStart + keyLength)
+    const keyOther = otherHalf()
     const at = groupOf(keyHash) * GROUP_WORDS
     words[at + 2]!++
     if (dataLength <= LTDB_HEADER_SIZE) {
@@ -136,12 +162,10 @@ export class Digest extends Pieces {
       if (dmaster === this.database.pnn) rsnLo = (rsnLo - 1) >>> 0
     } else if (common === NO_DMASTER) words[at + 3] = 0
     const dataEnd = dataStart + dataLength
-    let first = mix(keyHash, jenkinsHash(map, dataStart + LTDB_HEADER_SIZE, dataEnd))
-    let second = 0x811c9dc5
-    for (let i = keyStart; i < keyStart + keyLength; i++) second = Math.imul(second ^ map[i]!, 0x01000193)
-    for (let i = dataStart + LTDB_HEADER_SIZE; i < dataEnd; i++) second = Math.imul(second ^ map[i]!, 0x01000193)
-    first = mix(mix(first, rsnLo), rsnHi)
-    second = mix(mix(second, keyLength), rsnLo)
+    const dataHash = jenkinsHash(map, dataStart + LTDB_HEADER_SIZE, dataEnd)
+    // Two words that have nothing but the record in common: 64 bits against a chance likeness.
+    const first = mix(mix(mix(keyHash, dataHash), rsnLo), rsnHi)
+    const second = mix(mix(mix(keyOther, otherHalf()), rsnHi), ~rsnLo)
     // Sums, since two nodes need not meet their records in the same order.
     words[at] = words[at]! + first
     words[at + 1] = words[at + 1]! + second

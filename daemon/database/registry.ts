@@ -23,7 +23,7 @@ import { check, TdbError } from "../../lib/tdb/tdb.ts"
 import type { NodeEnvironment } from "../environment.ts"
 import type { Answer, LocalClient, Router } from "../routing.ts"
 import { isActive, type NodeState } from "../state.ts"
-import { Digest, GROUPS, Retain } from "./alike.ts"
+import { Digest, GROUPS, Retain, sketch } from "./alike.ts"
 import { Database } from "./database.ts"
 import type { DatabaseKind } from "./files.ts"
 import type { NodeFreeze } from "./freeze.ts"
@@ -393,6 +393,14 @@ export class Databases {
     if (database === undefined || database.invalid) answer({ status: 0 })
     else if (!this.isInTransaction(database, tid, "ALIKE_DIGEST")) answer({ status: -1 })
     else new Digest(database, this.state.tunables.RecBufferSizeLimit, this.environment, answer).step()
+  }
+
+  /** ALIKE_SKETCH: nothing, where there is nothing worth comparing. */
+  sketch({ dbId, tid }: Transdb, answer: Answer): void {
+    const database = this.byId.get(dbId)
+    if (database === undefined || database.invalid) answer({ status: 0 })
+    else if (!this.isInTransaction(database, tid, "ALIKE_SKETCH")) answer({ status: -1 })
+    else answer({ status: 0, data: sketch(database, this.state.tunables.RecBufferSizeLimit) })
   }
 
   retain({ dbId, tid, leader, keep }: AlikeRetain, answer: Answer): void {

@@ -44,6 +44,8 @@ export interface Surroundings {
   readonly bufferLimit: number
   /** All members can tell what they hold alike: all are ours. */
   readonly alikeKnown: boolean
+  /** The destination of messages that stands for all members; undefined if there is none. */
+  readonly everybody: number | undefined
   /** DatabaseHashSize. */
   readonly hashSize: number
   /**
@@ -238,6 +240,7 @@ class DatabaseRecovery {
         srvids,
         dbId,
         pnns: members,
+        everybody: this.around.everybody,
         buffers: merge.buffers(rule, Math.min(bufferLimit, BUFFER_SIZE)),
         onSent: (records, bytes) => {
           pass.moved()
@@ -257,7 +260,10 @@ class DatabaseRecovery {
   private *findAlike(): Task<Alike | undefined> {
     const { requests, members, generation, alikeKnown } = this.around
     if (!alikeKnown) return undefined
-    const replies = yield* requests.tell("ALIKE_DIGEST", members, { dbId: this.known.dbId, tid: generation })
+    const transaction = { dbId: this.known.dbId, tid: generation }
+    const sketches = yield* requests.tell("ALIKE_SKETCH", members, transaction)
+    if (!worthDigest([...sketches.values()].map(({ data }) => data))) return undefined
+    const replies = yield* requests.tell("ALIKE_DIGEST", members, transaction)
     return compareDigests([...replies.values()].map(({ data }) => data))
   }
 
@@ -334,6 +340,19 @@ interface Alike {
 /** Below this share of alike records everything is sent. */
 const WORTH_SHARE = 0.25
 
+/** Whether a good part of the sketches' ranges is the same everywhere: else the members hold different keys. */
+function worthDigest(sketches: readonly Uint8Array[]): boolean {
+  const [first, ...others] = sketches
+  if (first === undefined || sketches.some(({ length }) => length === 0 || length !== first.length)) return false
+  const words = first.length >>> 2
+  let same = 0
+  for (let word = 1; word < words; word++) {
+    if (others.every((other) => u32(other, 0) === u32(first, 0) && u32(other, 4 * word) === u32(first, 4 * word)))
+      same++
+  }
+  return same >= (words - 1) * WORTH_SHARE
+}
+
 /** The groups that every digest shows the same; undefined if there is no digest, or too little in common. */
 function compareDigests(digests: readonly Uint8Array[]): Alike | undefined {
   const size = GROUPS * GROUP_WORDS * 4
@@ -381,8 +400,8 @@ function highestOf(numbers: ReadonlyMap<number, Word64>): { readonly pnn: number
   return best!
 }
 
-function u32(bytes: Uint8Array): number {
-  return new DataView(bytes.buffer, bytes.byteOffset).getUint32(0, true)
+function u32(bytes: Uint8Array, at = 0): number {
+  return new DataView(bytes.buffer, bytes.byteOffset).getUint32(at, true)
 }
 
 /**

@@ -17,6 +17,8 @@ export interface PushOrder {
   readonly srvids: Srvids
   readonly dbId: number
   readonly pnns: readonly number[]
+  /** One message to this destination reaches all of `pnns`; undefined: each gets its own. */
+  readonly everybody: number | undefined
   /** Whole record buffers, each valid until the next is asked for; at least one. */
   readonly buffers: Iterable<{ readonly bytes: Uint8Array; readonly count: number }>
   readonly onSent: (records: number, bytes: number) => void
@@ -27,12 +29,13 @@ export function* push(order: PushOrder): Task<void> {
   const buffers = order.buffers[Symbol.iterator]()
   for (let next = buffers.next(); next.done !== true; ) {
     const srvid = order.srvids.take()
-    const { session, requests, dbId, pnns, onSent } = order
+    const { session, requests, dbId, pnns, everybody, onSent } = order
+    const destinations = everybody === undefined ? pnns : [everybody]
     yield* requests.tell("DB_PUSH_START", pnns, { dbId, lmaster: LMASTER_ANY, srvid })
     let records = 0
     for (let sent = 0; next.done !== true && sent < LOT; next = buffers.next()) {
       const { bytes, count } = next.value
-      for (const pnn of pnns) session.sendMessage(pnn, srvid, bytes)
+      for (const pnn of destinations) session.sendMessage(pnn, srvid, bytes)
       records += count
       sent += bytes.length
       onSent(count, bytes.length)

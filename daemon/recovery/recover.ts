@@ -7,7 +7,7 @@ import type { Logger } from "../../lib/config/log.ts"
 import type { Tunables } from "../../lib/config/tunables.ts"
 import type { Scheduler } from "../../lib/net/ports.ts"
 import { ProtocolError } from "../../lib/protocol/codec.ts"
-import { Capability, DbFlag, RecoveryMode } from "../../lib/protocol/constants.ts"
+import { BROADCAST_CONNECTED, Capability, DbFlag, RecoveryMode } from "../../lib/protocol/constants.ts"
 import { decodeReply } from "../../lib/protocol/controls.ts"
 import type { DbidMap, NodeMap } from "../../lib/protocol/structs.ts"
 import { isActive } from "../state.ts"
@@ -104,6 +104,8 @@ class Recovery {
   private generationSet = false
   /** Every member is one of ours. */
   private alikeKnown = false
+  /** No node is connected but left out: a broadcast reaches the members and nobody else. */
+  private membersAreConnected = false
 
   constructor(
     private readonly order: RecoveryOrder,
@@ -165,9 +167,12 @@ class Recovery {
   private *findMembers(): Task<readonly number[]> {
     const { pnn, excluded } = this.order
     const own = (yield* this.prompt.read("GET_NODEMAP", [pnn])).get(pnn) as NodeMap
-    const connected = connectedPnns(own).filter((other) => !excluded.has(other))
+    const all = connectedPnns(own)
+    const connected = all.filter((other) => !excluded.has(other))
     const maps = yield* this.prompt.read("GET_NODEMAP", connected)
-    return connected.filter((other) => isActive({ flags: flagsOf(maps.get(other) ?? [], other) ?? 0 }))
+    const members = connected.filter((other) => isActive({ flags: flagsOf(maps.get(other) ?? [], other) ?? 0 }))
+    this.membersAreConnected = members.length === all.length
+    return members
   }
 
   /** Recovery mode NORMAL, which every database must have reached; those attached meanwhile are recovered first. */
@@ -248,6 +253,7 @@ class Recovery {
       generation,
       bufferLimit: tunables.RecBufferSizeLimit,
       alikeKnown: this.alikeKnown,
+      everybody: this.alikeKnown && this.membersAreConnected ? BROADCAST_CONNECTED : undefined,
       hashSize: tunables.DatabaseHashSize,
       judge: (failure) => this.judge(failure),
     }

@@ -273,6 +273,7 @@ export const controls = {
   ALIKE_DIGEST: control(4096, transdb, none, { exact: true, async: true }),
   ALIKE_RETAIN: control(4097, alikeRetain, u32, { async: true }),
   ALIKE_PULL: control(4098, alikePull, u32, { async: true }),
+  ALIKE_SKETCH: control(4099, transdb, none, { exact: true }),
 } as const
 
 export type ControlName = keyof typeof controls

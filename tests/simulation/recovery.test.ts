@@ -35,6 +35,7 @@ const STEPS: readonly (ControlName | "MESSAGE")[] = [
   "GET_DBNAME",
   "DB_FREEZE",
   "DB_TRANSACTION_START",
+  "ALIKE_SKETCH",
   "ALIKE_DIGEST",
   "GET_DB_SEQNUM",
   "DB_PULL",
