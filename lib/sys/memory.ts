@@ -2,7 +2,8 @@
 // of what the bytes mean, and it does not protect a view of a mapping that was unmapped: detach it first (`releaseView`).
 
 import { dlopen, FFIType, type Pointer, ptr, read, toArrayBuffer } from "bun:ffi"
-import { EINTR, SysError } from "./errno.ts"
+import { fdatasync } from "node:fs"
+import { EINTR, EIO, SysError } from "./errno.ts"
 
 const libc = dlopen("libc.so.6", {
   open: { args: ["ptr", "i32", "i32"], returns: "i32" },
@@ -13,6 +14,7 @@ const libc = dlopen("libc.so.6", {
   pread: { args: ["i32", "ptr", "u64", "i64"], returns: FFIType.i64_fast },
   pwrite: { args: ["i32", "ptr", "u64", "i64"], returns: FFIType.i64_fast },
   mmap: { args: ["u64", "u64", "i32", "i32", "i32", "i64"], returns: FFIType.i64_fast },
+  mremap: { args: ["u64", "u64", "u64", "i32", "u64"], returns: FFIType.i64_fast },
   munmap: { args: ["u64", "u64"], returns: "i32" },
   madvise: { args: ["u64", "u64", "i32"], returns: "i32" },
   fdatasync: { args: ["i32"], returns: "i32" },
@@ -48,6 +50,9 @@ const MAP_FIXED = 0x10
 const MAP_ANONYMOUS = 0x20
 const MAP_NORESERVE = 0x4000
 const MADV_DONTNEED = 4
+const PROT_NONE = 0
+const MREMAP_MAYMOVE = 1
+const MREMAP_FIXED = 2
 const SEEK_END = 2
 
 /** Open with close-on-exec. Raises SysError (ENOENT, EACCES, EEXIST, ...). */
@@ -135,6 +140,17 @@ export function mapZeroOver(address: number, bytes: number): void {
   map(address, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0)
 }
 
+/** Addresses that nothing else gets: to be filled by `mapZeroOver` and `moveMapping`, and a fault to touch before. */
+export function reserve(bytes: number): number {
+  return map(0, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+}
+
+/** Move a page-aligned part of one mapping, contents and all, to addresses that this process has reserved. Copies nothing. */
+export function moveMapping(from: number, bytes: number, to: number): void {
+  const at = libc.mremap(from, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, to) as number
+  if (at !== to) throw new SysError("mremap", lastErrno(), `${bytes} bytes`)
+}
+
 /** Zero-filled memory of its own, page-aligned. */
 export function mapZero(bytes: number): number {
   return map(0, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
@@ -170,6 +186,11 @@ export function syncFileData(fd: number): void {
     const errno = lastErrno()
     if (errno !== EINTR) throw new SysError("fdatasync", errno, `fd ${fd}`)
   }
+}
+
+/** The same on a thread of the runtime's: `done` is called in a later turn of the loop. The descriptor stays open until then. */
+export function syncFileDataLater(fd: number, done: (error: SysError | null) => void): void {
+  fdatasync(fd, (error) => done(error === null ? null : new SysError("fdatasync", -(error.errno ?? -EIO), `fd ${fd}`)))
 }
 
 /** Set the file's modification time to now. */

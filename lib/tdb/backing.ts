@@ -11,9 +11,12 @@ import {
   mapPrivate,
   mapShared,
   mapZeroOver,
+  moveMapping,
   PAGE_SIZE,
   releaseView,
+  reserve,
   syncFileData,
+  syncFileDataLater,
   touchFile,
   truncateFile,
   unmap,
@@ -33,14 +36,20 @@ export interface Space {
 export interface Backing extends Space {
   /** Offset of the map in the file. */
   readonly base: number
+  /** There is a disk to sync to. */
+  readonly onDisk: boolean
   /** Look again how large the map is: others may have grown it. `words` and `bytes` may be replaced. */
   refresh(): void
   /** Make the map `size` bytes long, zero filled. Raises SysError ENOSPC, having undone a partial growth. */
   grow(size: number): void
   /** Cut everything and start over with `size` zero bytes. */
   reset(size: number): void
+  /** Cut it to `size` bytes, which it had before a `grow` that nobody has used yet. */
+  shrink(size: number): void
   /** All stores so far are on the disk when this returns. */
   sync(): void
+  /** The same without blocking: `done` is called in a later turn. Only with `onDisk`. */
+  syncLater(done: (error: SysError | null) => void): void
   /** Set the modification time. */
   touch(): void
   /** A private copy-on-write view of the whole map. */
@@ -52,6 +61,8 @@ export interface Backing extends Space {
 export interface PrivateSpace extends Space {
   /** Make it longer, zero filled. */
   grow(size: number): void
+  /** Give back the memory of [from, from + bytes), multiples of BLOCK: stores in it are lost. */
+  discard(from: number, bytes: number): void
   /** The transaction is over: `pages` are the numbers of the pages with stores. Until `begin`, the view must not be used. */
   end(pages: readonly number[]): void
   /** Show the map as it is now, without any earlier changes and growth. */
@@ -80,6 +91,7 @@ interface Window {
 
 /** The map of a file, from file offset `base` on. Never unmaps before close, so that an older view stays valid. */
 export class FileBacking implements Backing {
+  readonly onDisk = true
   words = new Int32Array(0)
   bytes = new Uint8Array(0)
   size = 0
@@ -140,9 +152,18 @@ export class FileBacking implements Backing {
     this.refresh()
   }
 
+  shrink(size: number): void {
+    truncateFile(this.fd, this.base + size)
+    this.size = size
+  }
+
   sync(): void {
     // Linux writes what was stored through mappings as well. (libtdb calls msync in addition, which syncs a second time.)
     syncFileData(this.fd)
+  }
+
+  syncLater(done: (error: SysError | null) => void): void {
+    syncFileDataLater(this.fd, done)
   }
 
   touch(): void {
@@ -175,6 +196,8 @@ class PrivateFileSpace implements PrivateSpace {
   private buffer: ArrayBuffer
   // Start of the zero memory that stands for growth, 0 when there is none.
   private grownFrom = 0
+  // The mappings that growth was made of.
+  private readonly pieces: { readonly start: number; readonly length: number }[] = []
   // Pages that are copies of ours and no longer the file's.
   private readonly kept = new Set<number>()
 
@@ -189,47 +212,46 @@ class PrivateFileSpace implements PrivateSpace {
 
   private replace(length: number): void {
     const address = mapPrivate(this.file.fd, length, this.file.base)
-    const buffer = viewMemory(address, length)
     releaseView(this.buffer)
     unmap(this.address, this.length)
-    this.address = address
-    this.length = length
-    this.buffer = buffer
-    this.words = new Int32Array(buffer)
-    this.bytes = new Uint8Array(buffer)
+    this.show(address, length)
   }
 
   grow(size: number): void {
-    if (size > this.length) {
-      // A larger window: carry the private contents over.
-      const old = {
-        address: this.address,
-        length: this.length,
-        buffer: this.buffer,
-        bytes: this.bytes,
-        size: this.size,
-      }
-      const length = windowFor(size)
-      this.address = mapPrivate(this.file.fd, length, this.file.base)
-      this.length = length
-      this.buffer = viewMemory(this.address, length)
-      this.words = new Int32Array(this.buffer)
-      this.bytes = new Uint8Array(this.buffer)
-      const fileEnd = roundUp(this.file.size, PAGE_SIZE)
-      mapZeroOver(this.address + fileEnd, roundUp(size, PAGE_SIZE) - fileEnd)
-      this.grownFrom = fileEnd
-      this.bytes.set(old.bytes.subarray(0, old.size))
-      releaseView(old.buffer)
-      unmap(old.address, old.length)
-    } else {
-      const from = roundUp(this.size, PAGE_SIZE)
-      const to = roundUp(size, PAGE_SIZE)
-      if (to > from) {
-        mapZeroOver(this.address + from, to - from)
-        if (this.grownFrom === 0) this.grownFrom = from
-      }
+    if (size > this.length) this.move(windowFor(size))
+    const from = roundUp(this.size, PAGE_SIZE)
+    const to = roundUp(size, PAGE_SIZE)
+    if (to > from) {
+      mapZeroOver(this.address + from, to - from)
+      if (this.grownFrom === 0) this.grownFrom = from
+      this.pieces.push({ start: from, length: to - from })
     }
     this.size = size
+  }
+
+  // A larger window. The memory moves there: to copy it would take as long as the database is large.
+  private move(length: number): void {
+    const address = reserve(length)
+    const fileEnd = this.grownFrom === 0 ? roundUp(this.size, PAGE_SIZE) : this.grownFrom
+    moveMapping(this.address, fileEnd, address)
+    for (const piece of this.pieces) moveMapping(this.address + piece.start, piece.length, address + piece.start)
+    releaseView(this.buffer)
+    // What is left there of the old window.
+    unmap(this.address, this.length)
+    this.show(address, length)
+  }
+
+  private show(address: number, length: number): void {
+    this.address = address
+    this.length = length
+    this.buffer = viewMemory(address, length)
+    this.words = new Int32Array(this.buffer)
+    this.bytes = new Uint8Array(this.buffer)
+  }
+
+  discard(from: number, bytes: number): void {
+    const end = Math.min(from + bytes, roundUp(this.size, PAGE_SIZE))
+    if (end > from) discardCopies(this.address + from, end - from)
   }
 
   end(pages: readonly number[]): void {
@@ -245,6 +267,7 @@ class PrivateFileSpace implements PrivateSpace {
     if (this.grownFrom !== 0 || this.size > this.length) {
       this.replace(windowFor(this.size))
       this.grownFrom = 0
+      this.pieces.length = 0
       this.kept.clear()
       return
     }
@@ -267,6 +290,7 @@ class PrivateFileSpace implements PrivateSpace {
 
 /** A map in plain memory: for databases that are INTERNAL, for the simulator and for looking into a copy of a file. */
 export class MemoryBacking implements Backing {
+  readonly onDisk = false
   words: Int32Array
   bytes: Uint8Array
   size: number
@@ -301,7 +325,14 @@ export class MemoryBacking implements Backing {
     this.grow(size)
   }
 
+  shrink(size: number): void {
+    this.bytes.fill(0, size, this.size)
+    this.size = size
+  }
+
   sync(): void {}
+
+  syncLater(_done: (error: SysError | null) => void): void {}
 
   touch(): void {}
 
@@ -320,6 +351,8 @@ class PrivateMemorySpace extends MemoryBacking implements PrivateSpace {
   constructor(private readonly origin: MemoryBacking) {
     super(origin.bytes.subarray(0, origin.size))
   }
+
+  discard(_from: number, _bytes: number): void {}
 
   end(_pages: readonly number[]): void {}
 

@@ -25,10 +25,11 @@ import {
 import { allocate, trimDead } from "./freelist.ts"
 import type { HashKind } from "./hash.ts"
 import { FREELIST, type Locks } from "./locks.ts"
-import { recover } from "./recovery.ts"
+import { type Pieces, runInPieces, runNow, type Turns, type Underway } from "./pieces.ts"
+import { recover, recovering, recoverySize } from "./recovery.ts"
 import { repack, wipe } from "./repack.ts"
 import { startTransaction, type Transaction } from "./transaction.ts"
-import { type Granted, type Wait, Waits } from "./waits.ts"
+import { type Granted, openWaiting, type Wait, Waits } from "./waits.ts"
 
 /** Insert or replace. */
 export const REPLACE = 1
@@ -51,6 +52,22 @@ const copyBytes = Buffer.prototype.copy as (
   start: number,
   end: number,
 ) => number
+
+// Short runs of words: faster than any call of the engine's.
+function copyWords(source: Int32Array, from: number, target: Int32Array, to: number, words: number): void {
+  const end = from + words
+  for (; from + 8 <= end; from += 8, to += 8) {
+    target[to] = source[from]!
+    target[to + 1] = source[from + 1]!
+    target[to + 2] = source[from + 2]!
+    target[to + 3] = source[from + 3]!
+    target[to + 4] = source[from + 4]!
+    target[to + 5] = source[from + 5]!
+    target[to + 6] = source[from + 6]!
+    target[to + 7] = source[from + 7]!
+  }
+  for (; from < end; from++, to++) target[to] = source[from]!
+}
 
 export interface TdbParts {
   readonly path: string
@@ -86,6 +103,11 @@ export class Tdb {
   countSequence: boolean
   /** Commits do not sync. */
   noSync: boolean
+  /**
+   * A commit that somebody died in, and of which more than so many bytes must be undone, is undone in pieces between other turns of
+   * the loop, when it is met by a caller that does not wait: that one does not get its lock.
+   */
+  recoverAtOnce_bytes_max = 1 << 20
   /** Repack after a commit that left the free space in pieces, as libtdb does. */
   autoRepack = true
 
@@ -114,7 +136,14 @@ export class Tdb {
   private foundStamp = 0
   private lastTarget: Uint8Array | null = null
   private lastTargetWords: Int32Array | null = null
+  private lastSource: Uint8Array | null = null
+  private lastSourceWords: Int32Array | null = null
   private waits: Waits | null = null
+  private repairing = false
+  // Why the last repair in pieces failed.
+  private repairError: TdbError | null = null
+  // A commit in pieces that is under way.
+  private ending: Underway | null = null
   private closed = false
 
   constructor(parts: TdbParts) {
@@ -170,6 +199,29 @@ export class Tdb {
     if (dirty === null) return
     const last = (offset + source.length - 1) >>> 12
     for (let page = offset >>> 12; page <= last; page++) dirty[page] = 1
+  }
+
+  // As putBytes. Callers that store often do so from the same array: from its second time on its words are at hand.
+  private putAgain(offset: number, source: Uint8Array): void {
+    const length = source.length
+    if (source !== this.lastSource) {
+      this.lastSource = source
+      this.lastSourceWords = null
+    } else if (length <= 256 && (offset & 3) === 0 && this.dirty === null) {
+      const words = this.lastSourceWords ?? this.wordsOf(source)
+      if (words !== null) {
+        copyWords(words, 0, this.w, offset >>> 2, length >>> 2)
+        for (let i = length & ~3; i < length; i++) this.b[offset + i] = source[i]!
+        return
+      }
+    }
+    this.putBytes(offset, source)
+  }
+
+  private wordsOf(source: Uint8Array): Int32Array | null {
+    if ((source.byteOffset & 3) !== 0 || source.buffer === this.b.buffer) return null
+    this.lastSourceWords = new Int32Array(source.buffer, source.byteOffset, source.length >>> 2)
+    return this.lastSourceWords
   }
 
   fail(code: TdbErrorCode, reason: string, offset?: number): TdbError {
@@ -251,7 +303,15 @@ export class Tdb {
 
   sameKey(offset: number, key: Uint8Array): boolean {
     const b = this.b
-    for (let i = 0, length = key.length; i < length; i++) if (b[offset + i] !== key[i]) return false
+    const length = key.length
+    let i = 0
+    if ((offset & 3) === 0) {
+      const w = this.w
+      for (let word = offset >>> 2; i + 4 <= length; i += 4, word++) {
+        if (w[word] !== (key[i]! | (key[i + 1]! << 8) | (key[i + 2]! << 16) | (key[i + 3]! << 24))) return false
+      }
+    }
+    for (; i < length; i++) if (b[offset + i] !== key[i]) return false
     return true
   }
 
@@ -338,7 +398,7 @@ export class Tdb {
       if (this.w[AT_RECOVERY_START >>> 2] === 0) return true
       if (this.transaction !== null || !this.needsRecovery()) return true
       locks.unlock(list)
-      if (!this.recoverWhileOpen(wait)) return false
+      if (!this.repair(wait)) return false
     }
     return this.lockListSlowly(list, write, wait)
   }
@@ -351,7 +411,7 @@ export class Tdb {
       if (before !== 0 || locks.heldLists === 0 || this.w[AT_RECOVERY_START >>> 2] === 0) return true
       if (locks.noLock || this.transaction !== null || !this.needsRecovery()) return true
       locks.unlock(list)
-      if (!this.recoverWhileOpen(wait)) return false
+      if (!this.repair(wait)) return false
     }
   }
 
@@ -367,13 +427,18 @@ export class Tdb {
     return this.get(start + AT_MAGIC) === RECOVERY_ACTIVE
   }
 
-  private recoverWhileOpen(wait: boolean): boolean {
-    const locks = this.locks
-    if (!wait && !locks.tryLockOpen()) return false
-    if (!wait) locks.unlockOpen()
-    locks.lockRecovery()
+  /** Undo a commit that somebody died in; this handle holds no lock. False, only with `wait` false: others are in the way, or it takes long. */
+  repair(wait: boolean): boolean {
+    const { locks } = this
+    if (!wait && recoverySize(this) > this.recoverAtOnce_bytes_max) {
+      this.repairLater()
+      return false
+    }
+    if (wait) locks.lockRecovery()
+    else if (!locks.tryLockRecovery()) return false
     try {
-      locks.lockOpen()
+      if (wait) locks.lockOpen()
+      else if (!locks.tryLockOpen()) return false
       try {
         this.refresh()
         recover(this)
@@ -384,6 +449,27 @@ export class Tdb {
       locks.unlockRecovery()
     }
     return true
+  }
+
+  // The same in pieces. Until it is over nobody gets a lock through this handle.
+  private repairLater(): void {
+    if (this.repairing) return
+    this.repairing = true
+    this.waiting().exclusively(this.repairInPieces(), (error) => {
+      this.repairing = false
+      this.repairError = error === null || error instanceof TdbError ? error : this.fail("IO", String(error))
+    })
+  }
+
+  private *repairInPieces(): Pieces {
+    const { locks } = this
+    if (!locks.tryLockOpen()) yield openWaiting(locks, false)
+    try {
+      this.refresh()
+      yield* recovering(this)
+    } finally {
+      locks.unlockOpen()
+    }
   }
 
   /** Lock the chain of a key's hash, blocking this thread. Nests. */
@@ -430,9 +516,13 @@ export class Tdb {
           granted(held, error)
           return
         }
+        if (this.repairError !== null) {
+          granted(null, this.repairError)
+          return
+        }
         setTimeout(() => {
           if (cancelled || this.closed) return
-          this.recoverWhileOpen(true)
+          this.repairLater()
           inner = attempt()
         }, 0)
       })
@@ -474,7 +564,7 @@ export class Tdb {
       if (!this.locks.lockAllrecord(write, wait)) return false
       if (nested || this.locks.noLock || this.transaction !== null || !this.needsRecovery()) return true
       this.locks.unlockAllrecord()
-      if (!this.recoverWhileOpen(wait)) return false
+      if (!this.repair(wait)) return false
     }
   }
 
@@ -530,18 +620,21 @@ export class Tdb {
    */
   fetchInto(key: Uint8Array, target: Uint8Array, at = 0, hash = this.hash(key)): number {
     const list = this.chainOf(hash) + 1
+    if (this.locks.has(list, false)) return this.fetchLocked(key, target, at, hash)
     this.lockList(list, false, true)
     try {
-      const offset = this.find(key, hash)
-      if (offset === 0) return -1
-      const length = this.getUnsigned(offset + AT_DATA_LEN)
-      if (length <= target.length - at) {
-        this.copyOut(offset + RECORD_HEADER + key.length, target, at, length)
-      }
-      return length
+      return this.fetchLocked(key, target, at, hash)
     } finally {
       this.locks.unlock(list)
     }
+  }
+
+  private fetchLocked(key: Uint8Array, target: Uint8Array, at: number, hash: number): number {
+    const offset = this.find(key, hash)
+    if (offset === 0) return -1
+    const length = this.getUnsigned(offset + AT_DATA_LEN)
+    if (length <= target.length - at) this.copyOut(offset + RECORD_HEADER + key.length, target, at, length)
+    return length
   }
 
   // Callers read into the same buffer again and again: short data goes word by word, which beats any call.
@@ -560,12 +653,8 @@ export class Tdb {
       copyBytes.call(this.b, target, at, start, start + length)
       return
     }
-    const w = this.w
-    const from = start >>> 2
-    const first = at >>> 2
-    const words = length >>> 2
-    for (let i = 0; i < words; i++) to[first + i] = w[from + i]!
-    for (let i = words << 2; i < length; i++) target[at + i] = this.b[start + i]!
+    copyWords(this.w, start >>> 2, to, at >>> 2, length >>> 2)
+    for (let i = length & ~3; i < length; i++) target[at + i] = this.b[start + i]!
   }
 
   /** Run `parser` on a record's data in place, its chain locked; undefined when there is no such record. */
@@ -607,6 +696,10 @@ export class Tdb {
   /** Store `first` and `second`, one behind the other, as one record's data: a CTDB header and its payload. Allocates nothing. */
   storeTwo(key: Uint8Array, first: Uint8Array, second: Uint8Array, mode: StoreMode, hash = this.hash(key)): void {
     const list = this.chainOf(hash) + 1
+    if (this.locks.has(list, true)) {
+      this.storeLocked(key, first, second, mode, hash)
+      return
+    }
     this.lockList(list, true, true)
     try {
       this.storeLocked(key, first, second, mode, hash)
@@ -650,7 +743,7 @@ export class Tdb {
     const same = this.getUnsigned(offset + AT_DATA_LEN) === length
     // In a transaction an unchanged page need not be saved and written.
     if (same && this.dirty !== null && this.sameKey(start, first) && this.sameKey(start + first.length, second)) return
-    this.putBytes(start, first)
+    this.putAgain(start, first)
     this.putBytes(start + first.length, second)
     if (!same) this.put(offset + AT_DATA_LEN, length)
   }
@@ -726,6 +819,7 @@ export class Tdb {
 
   private running(): Transaction {
     if (this.transaction === null) throw this.fail("EINVAL", "no transaction")
+    if (this.ending !== null) throw this.fail("EINVAL", "the transaction is being committed")
     return this.transaction
   }
 
@@ -733,7 +827,7 @@ export class Tdb {
   prepareCommit(): void {
     const transaction = this.running()
     try {
-      transaction.prepare()
+      runNow(transaction.preparing())
     } catch (error) {
       transaction.abandon()
       throw error
@@ -743,6 +837,28 @@ export class Tdb {
   /** Commit. When it raises (IO, NOSPACE, LOCK) the transaction is cancelled and the file as before. */
   commit(): void {
     this.running().commit()
+  }
+
+  /**
+   * The same without blocking, for a transaction however large: piece by piece between the turns of a loop, waiting for readers,
+   * openers and the disk elsewhere. Until `done` is called, once, with what went wrong or null, the handle can be read, showing
+   * the new state, and not be written (RDONLY). Unlike `commit` it never repacks. Raises EINVAL for a nested transaction.
+   */
+  commitInPieces(turns: Turns, done: (error: unknown) => void): Underway {
+    const transaction = this.running()
+    if (transaction.nesting > 0) throw this.fail("EINVAL", "a nested transaction has nothing to write")
+    const { locks } = this
+    const forbidden = locks.forbidWrites
+    locks.forbidWrites = true
+    let over = false
+    const underway = runInPieces(transaction.committingInPieces(), turns, (error) => {
+      over = true
+      this.ending = null
+      locks.forbidWrites = forbidden
+      done(error)
+    })
+    if (!over) this.ending = underway
+    return underway
   }
 
   cancel(): void {
@@ -776,6 +892,7 @@ export class Tdb {
   close(): void {
     if (this.closed) return
     this.closed = true
+    this.ending?.finish()
     if (this.transaction !== null) this.transaction.abandon()
     this.idleSpace?.close()
     this.waits?.close()

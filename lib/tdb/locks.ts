@@ -125,6 +125,11 @@ export class Locks {
   stamp = 0
   private allrecordMarked = false
   private transactionMarked = false
+  private openHeld = false
+  // A list locked the short way, -1 for none: until `spill` it is not in the tables, whose memory most operations so never touch.
+  private alone = -1
+  private aloneCount = 0
+  private aloneWrite = false
   private readonly count: Uint16Array
   private readonly type: Uint8Array
   private readonly recordsStart: number
@@ -174,8 +179,18 @@ export class Locks {
     return new TdbError("LOCK", this.file, reason)
   }
 
+  /** Is it this list that was locked the short way, strong enough? Then an operation that ends in this turn need not nest. */
+  has(list: number, write: boolean): boolean {
+    return list === this.alone && !this.slow && (!write || this.aloneWrite)
+  }
+
   /** Nest in a lock of the list that this handle holds already, strong enough: the short way of `lock`. */
   nest(list: number, write: boolean): boolean {
+    if (list === this.alone) {
+      if (this.slow || (write && !this.aloneWrite)) return false
+      this.aloneCount++
+      return true
+    }
     const count = this.count[list]!
     if (count === 0 || this.slow || (write && (this.type[list]! & WRITE) === 0)) return false
     this.count[list] = count + 1
@@ -197,11 +212,20 @@ export class Locks {
         return false
       }
     }
-    this.count[list] = 1
-    this.type[list] = write ? WRITE : READ
+    this.alone = list
+    this.aloneCount = 1
+    this.aloneWrite = write
     this.heldLists = 1
     if (list !== FREELIST) this.heldChains = 1
     return true
+  }
+
+  private spill(): void {
+    const list = this.alone
+    if (list < 0) return
+    this.count[list] = this.aloneCount
+    this.type[list] = this.aloneWrite ? WRITE : READ
+    this.alone = -1
   }
 
   /**
@@ -209,12 +233,13 @@ export class Locks {
    * the allrecord lock held is too weak, RDONLY for a write lock on a handle that may not write.
    */
   lock(list: number, write: boolean, wait: boolean): boolean {
+    this.spill()
+    if (write && this.forbidWrites) throw new TdbError("RDONLY", this.file, "not writable")
     // The freelist is locked even under the allrecord lock: a peer's freelist_size needs nothing but the freelist (6.9).
     if (this.allrecordCount !== 0 && list !== FREELIST) {
       if (write && !this.allrecordWrite && !this.upgradable) throw this.refuse("allrecord lock is not a write lock")
       return true
     }
-    if (write && this.forbidWrites) throw new TdbError("RDONLY", this.file, "not writable")
     const count = this.count[list]!
     if (count !== 0) {
       if (write && (this.type[list]! & WRITE) === READ) {
@@ -252,6 +277,16 @@ export class Locks {
   }
 
   unlock(list: number): void {
+    if (list === this.alone && !this.slow && this.waits === null) {
+      if (--this.aloneCount > 0) return
+      this.alone = -1
+      this.stamp++
+      this.heldLists--
+      if (list !== FREELIST) this.heldChains--
+      this.releaseList(list)
+      return
+    }
+    this.spill()
     const count = this.count[list]!
     if (count > 1) {
       this.count[list] = count - 1
@@ -262,8 +297,7 @@ export class Locks {
       return
     }
     this.leave(list)
-    if (this.mutexes === null) unlockRange(this.fd, FREELIST_LOCK + 4 * list, 1)
-    else unlockMutex(this.mutexes.lists + MUTEX_SIZE * list)
+    this.releaseList(list)
   }
 
   private unlockSlowly(list: number): void {
@@ -285,6 +319,7 @@ export class Locks {
 
   /** Enter the list as locked without locking: another process or thread holds it for us. */
   mark(list: number): void {
+    this.spill()
     if (this.allrecordCount !== 0) return
     if (this.count[list] !== 0) {
       this.count[list]!++
@@ -294,6 +329,7 @@ export class Locks {
   }
 
   unmark(list: number): void {
+    this.spill()
     const count = this.count[list]!
     if (count > 1) this.count[list] = count - 1
     else if (count === 1) this.leave(list)
@@ -301,7 +337,7 @@ export class Locks {
   }
 
   isLocked(list: number): boolean {
-    return this.allrecordCount !== 0 || this.count[list] !== 0
+    return this.allrecordCount !== 0 || this.alone === list || this.count[list] !== 0
   }
 
   private upgrade(list: number, wait: boolean): boolean {
@@ -536,16 +572,26 @@ export class Locks {
     this.unlockTransaction()
   }
 
-  lockOpen(): void {
-    if (!this.noLock) lockRange(this.fd, WRITE_LOCK, OPEN_LOCK, 1)
+  /** Keep openers out. `always`: even with `noLock`, unless there is no file. */
+  lockOpen(always = false): void {
+    if (this.needsOpen(always)) lockRange(this.fd, WRITE_LOCK, OPEN_LOCK, 1)
   }
 
-  tryLockOpen(): boolean {
-    return this.noLock || tryLockRange(this.fd, WRITE_LOCK, OPEN_LOCK, 1)
+  tryLockOpen(always = false): boolean {
+    if (!this.needsOpen(always)) return true
+    if (tryLockRange(this.fd, WRITE_LOCK, OPEN_LOCK, 1)) return true
+    this.openHeld = false
+    return false
+  }
+
+  private needsOpen(always: boolean): boolean {
+    this.openHeld = this.fd >= 0 && (always || !this.noLock)
+    return this.openHeld
   }
 
   unlockOpen(): void {
-    if (!this.noLock) unlockRange(this.fd, OPEN_LOCK, 1)
+    if (this.openHeld) unlockRange(this.fd, OPEN_LOCK, 1)
+    this.openHeld = false
   }
 
   lockActive(): void {
@@ -555,6 +601,10 @@ export class Locks {
   /** The lock of somebody who recovers a file that others have open: everything from the chain locks on. */
   lockRecovery(): void {
     if (!this.noLock) lockRange(this.fd, WRITE_LOCK, CHAIN_LOCKS, 0)
+  }
+
+  tryLockRecovery(): boolean {
+    return this.noLock || tryLockRange(this.fd, WRITE_LOCK, CHAIN_LOCKS, 0)
   }
 
   unlockRecovery(): void {
@@ -582,6 +632,7 @@ export class Locks {
   /** Release whatever is held for real, before the descriptor is closed: mutexes do not go away with it. */
   close(): void {
     if (this.mutexes === null) return
+    this.spill()
     try {
       for (let list = 0; this.heldLists > 0 && list <= this.hashSize; list++) {
         if (this.count[list] === 0) continue

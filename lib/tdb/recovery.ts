@@ -16,15 +16,28 @@ import {
   RECORD_HEADER,
   RECOVERY_IDLE,
 } from "./format.ts"
+import { type Pieces, runNow } from "./pieces.ts"
+
+/** Bytes copied before others may have a turn. */
+const COPY_PIECE = 1 << 20
+
+const asIO = (db: Tdb, error: unknown): unknown => (error instanceof SysError ? db.fail("IO", error.message) : error)
 
 /** Sync the file unless the handle says not to. Raises IO. */
-export function sync(db: Tdb): void {
-  if (db.noSync) return
-  try {
-    db.backing.sync()
-  } catch (error) {
-    if (error instanceof SysError) throw db.fail("IO", error.message)
-    throw error
+export function* syncing(db: Tdb): Pieces {
+  if (db.noSync || !db.backing.onDisk) return
+  yield {
+    block: () => {
+      try {
+        db.backing.sync()
+      } catch (error) {
+        throw asIO(db, error)
+      }
+    },
+    later: (done) => {
+      db.backing.syncLater((error) => done(error === null ? null : asIO(db, error)))
+      return () => {}
+    },
   }
 }
 
@@ -33,41 +46,70 @@ export function sync(db: Tdb): void {
  * (and RECOVERY, when others have the file open) and the view is the file's own. Raises CORRUPT for a record that cannot be one.
  */
 export function recover(db: Tdb): boolean {
+  return runNow(recovering(db))
+}
+
+/** Bytes that `recover` would have to write back, 0 when there is nothing to do. */
+export function recoverySize(db: Tdb): number {
+  return db.needsRecovery() ? db.getUnsigned(db.getUnsigned(AT_RECOVERY_START) + AT_DATA_LEN) : 0
+}
+
+/** The same in pieces. */
+export function* recovering(db: Tdb): Pieces<boolean> {
   if (!db.needsRecovery()) return false
   if (db.readOnly) throw db.fail("CORRUPT", "needs recovery from a commit that died, and is open read-only")
   const start = db.getUnsigned(AT_RECOVERY_START)
   const capacity = db.getUnsigned(start + AT_REC_LEN)
   const used = db.getUnsigned(start + AT_DATA_LEN)
   const savedEnd = db.getUnsigned(start + AT_KEY_LEN)
-  if (used < 4 || used > capacity || start + RECORD_HEADER + capacity > db.size) {
+  const areaEnd = start + RECORD_HEADER + capacity
+  if (used < 4 || used > capacity || areaEnd > db.size) {
     throw db.fail("CORRUPT", `recovery record of ${used} bytes in ${capacity}`, start)
   }
   const saved = readSaved(db, start, used)
   // What holds the recovery record's own header, which is idle there, or the word that points to it, may say that there is nothing
-  // to do: written last, a kill before it loses nothing.
-  const holds = (block: SavedBlock, from: number, to: number): boolean =>
-    block.offset < to && block.offset + block.bytes.length > from
-  const own = saved.filter(
-    (block) => holds(block, start, start + RECORD_HEADER) || holds(block, AT_RECOVERY_START, AT_RECOVERY_START + 4),
-  )
+  // to do: written last, a kill before it loses nothing. What holds any other part of the area would spoil what is still to be read.
+  const holds = ({ offset, length }: SavedBlock, from: number, to: number): boolean =>
+    offset < to && offset + length > from
+  const own: { offset: number; bytes: Uint8Array }[] = []
+  const last: { offset: number; bytes: Uint8Array }[] = []
+  const piece = db.step === null ? COPY_PIECE : Number.MAX_SAFE_INTEGER
+  let copied = 0
   for (const block of saved) {
-    if (own.includes(block)) continue
-    db.step?.(`recovery writes block ${block.offset}`)
-    db.b.set(block.bytes, block.offset)
+    const { offset, at, length } = block
+    if (holds(block, start, start + RECORD_HEADER) || holds(block, AT_RECOVERY_START, AT_RECOVERY_START + 4)) {
+      last.push({ offset, bytes: db.b.slice(at, at + length) })
+      continue
+    }
+    if (holds(block, start, areaEnd)) {
+      own.push({ offset, bytes: db.b.slice(at, at + length) })
+      continue
+    }
+    db.step?.(`recovery writes block ${offset}`)
+    for (let done = 0; done < length; done += piece) {
+      const part = Math.min(piece, length - done)
+      db.b.copyWithin(offset + done, at + done, at + done + part)
+      copied += part
+      if (copied < COPY_PIECE) continue
+      copied = 0
+      yield null
+    }
   }
-  for (const block of own) {
-    db.step?.(`recovery writes block ${block.offset}, which holds or names the recovery record`)
-    db.b.set(block.bytes, block.offset)
+  for (const { offset, bytes } of [...own, ...last]) {
+    db.step?.(`recovery writes block ${offset}, of the recovery record`)
+    db.b.set(bytes, offset)
   }
-  sync(db)
-  finish(db, start, capacity, savedEnd)
-  sync(db)
+  yield* syncing(db)
+  yield* finish(db, start, capacity, savedEnd)
+  yield* syncing(db)
   return true
 }
 
 interface SavedBlock {
   readonly offset: number
-  readonly bytes: Uint8Array
+  /** Where its old bytes are. */
+  readonly at: number
+  readonly length: number
 }
 
 function readSaved(db: Tdb, start: number, used: number): SavedBlock[] {
@@ -83,13 +125,13 @@ function readSaved(db: Tdb, start: number, used: number): SavedBlock[] {
     if (at + 8 + length > end || offset + length > db.size) {
       throw db.fail("CORRUPT", `recovery record saves ${length} bytes of offset ${offset}`, at)
     }
-    blocks.push({ offset, bytes: db.b.slice(at + 8, at + 8 + length) })
+    blocks.push({ offset, at: at + 8, length })
     at += 8 + length
   }
   return blocks
 }
 
-function finish(db: Tdb, start: number, capacity: number, savedEnd: number): void {
+function* finish(db: Tdb, start: number, capacity: number, savedEnd: number): Pieces {
   const size = db.size
   if (savedEnd < start && savedEnd >= db.dataStart && (savedEnd & 3) === 0) {
     // libtdb's first commit, which had also grown the map: everything behind the old end becomes one idle recovery area. The one
@@ -101,7 +143,7 @@ function finish(db: Tdb, start: number, capacity: number, savedEnd: number): voi
     db.put(savedEnd + AT_DATA_LEN, 0)
     db.put(savedEnd + AT_FULL_HASH, 0)
     db.put(savedEnd + AT_MAGIC, RECOVERY_IDLE)
-    sync(db)
+    yield* syncing(db)
     db.step?.("recovery points to the widened area")
     db.put(AT_RECOVERY_START, savedEnd)
     return

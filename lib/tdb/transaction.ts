@@ -25,8 +25,16 @@ import {
 } from "./format.ts"
 import { release } from "./freelist.ts"
 import { FREELIST } from "./locks.ts"
-import { recover, sync } from "./recovery.ts"
+import { type Pieces, runNow } from "./pieces.ts"
+import { recovering, syncing } from "./recovery.ts"
 import { repack } from "./repack.ts"
+import { openWaiting, upgradeWaiting } from "./waits.ts"
+
+/** Bytes copied before others may have a turn: about half a millisecond. */
+const COPY_PIECE = 1 << 20
+/** The same for growing the file, and for giving memory back. */
+const GROWTH_PIECE = 16 << 20
+const DISCARD_PIECE = 8 << 20
 
 interface Range {
   readonly offset: number
@@ -49,7 +57,8 @@ export class Transaction {
   private area = 0
   private areaEnd = 0
   private oldArea = 0
-  private blocks: number[] = []
+  // What is to be written, outside the recovery area.
+  private changed: Range[] = []
 
   constructor(
     private readonly db: Tdb,
@@ -71,22 +80,25 @@ export class Transaction {
   }
 
   /** Write the recovery record: afterwards commit can only fail by I/O errors. Raises IO, NOSPACE, LOCK; the transaction stays. */
-  prepare(): void {
+  *preparing(): Pieces {
     const db = this.db
+    const { locks } = db
     if (this.failed) throw db.fail("IO", "a nested transaction was cancelled")
     if (this.prepared) return
-    if (db.locks.heldChains !== 0) throw db.fail("LOCK", "commit while chains are locked")
+    if (locks.heldChains !== 0) throw db.fail("LOCK", "commit while chains are locked")
     if (!this.hasChanges()) {
       this.prepared = true
       return
     }
-    if (db.locks.allrecordCount !== 0 && db.locks.upgradable) db.locks.upgradeAllrecord()
-    db.locks.lockOpen()
+    if (locks.allrecordCount !== 0 && locks.upgradable && !locks.upgradeAllrecord(false)) yield upgradeWaiting(locks)
+    if (!locks.tryLockOpen(this.inPieces)) yield openWaiting(locks, this.inPieces)
     this.openLocked = true
-    this.writeRecoveryRecord()
+    yield* this.writeRecoveryRecord()
     this.prepared = true
   }
 
+  /** Turns of an event loop pass during this commit: whoever opens the file then must not find it half done. */
+  private inPieces = false
   private openLocked = false
 
   private hasChanges(): boolean {
@@ -104,25 +116,30 @@ export class Transaction {
     return (this.db.swapped ? swap32(value) : value) >>> 0
   }
 
-  private growFile(size: number): void {
-    const db = this.db
-    db.step?.(`grow the file to ${size}`)
+  private *growFile(size: number): Pieces {
+    const { backing } = this.db
+    const from = backing.size
+    this.db.step?.(`grow the file to ${size}`)
     try {
-      db.backing.grow(size)
+      while (backing.size < size) {
+        backing.grow(Math.min(size, backing.size + GROWTH_PIECE))
+        yield null
+      }
     } catch (error) {
-      if (error instanceof SysError) throw db.fail("NOSPACE", error.message)
-      throw error
+      if (!(error instanceof SysError)) throw error
+      if (backing.size > from) backing.shrink(from)
+      throw this.db.fail("NOSPACE", error.message)
     }
   }
 
-  private writeRecoveryRecord(): void {
+  private *writeRecoveryRecord(): Pieces {
     const db = this.db
     const oldEnd = db.backing.size
     this.placeArea(oldEnd)
     const newArea = this.areaEnd > oldEnd
-    if (newArea) this.makeArea(oldEnd)
+    if (newArea) yield* this.makeArea(oldEnd)
     // Before the record is active: it may name what lies behind the old end.
-    else if (db.size > oldEnd) this.growFile(db.size)
+    else if (db.size > oldEnd) yield* this.growFile(db.size)
     const area = this.area
     const saved = this.rangesToSave(oldEnd)
     let used = 4
@@ -137,14 +154,14 @@ export class Transaction {
     this.filePut("recovery used", area + AT_DATA_LEN, used)
     this.filePut("recovery hash", area + AT_FULL_HASH, 0)
     this.filePut("recovery magic", area + AT_MAGIC, RECOVERY_IDLE)
-    this.saveRanges(saved, area + RECORD_HEADER)
+    yield* this.saveRanges(saved, area + RECORD_HEADER)
     this.filePut("recovery tailer", area + RECORD_HEADER + used - 4, this.areaEnd - area)
     db.step?.("sync 1")
-    sync(db)
+    yield* syncing(db)
     this.filePut("recovery magic active", area + AT_MAGIC, RECOVERY_ACTIVE)
     if (this.fileGet(AT_RECOVERY_START) !== area) this.filePut("recovery_start", AT_RECOVERY_START, area)
     db.step?.("sync 2")
-    sync(db)
+    yield* syncing(db)
   }
 
   // Decide where the recovery record goes. Leaves area, areaEnd and oldArea; areaEnd lies behind the file when it must be made.
@@ -193,15 +210,14 @@ export class Transaction {
     // One block more for the header's, one range for what lies at the old end.
     let needed = 4 + 8 + RECORD_HEADER + 8 + BLOCK + 2 * 12
     const dirty = this.db.dirty!
-    for (let block = dirty.indexOf(1); block !== -1 && block * BLOCK < oldEnd; block = dirty.indexOf(1, block + 1)) {
-      needed += 16 + BLOCK
-    }
+    const blocks = Math.ceil(oldEnd / BLOCK)
+    for (let block = 0; block < blocks; block++) if (dirty[block] === 1) needed += 16 + BLOCK
     return needed
   }
 
   // Grow the file and make the new space part of a valid old state, as an idle recovery area where there was none.
-  private makeArea(oldEnd: number): void {
-    this.growFile(this.areaEnd)
+  private *makeArea(oldEnd: number): Pieces {
+    yield* this.growFile(this.areaEnd)
     if (this.oldArea === oldEnd) {
       this.filePut("idle area next", oldEnd + AT_NEXT, 0)
       this.filePut("idle area rec_len", oldEnd + AT_REC_LEN, this.areaEnd - oldEnd - RECORD_HEADER)
@@ -219,36 +235,57 @@ export class Transaction {
     if (to > right) ranges.push({ offset: right, length: to - right })
   }
 
+  // Also finds what is to be written. Neighbouring blocks make one range.
   private rangesToSave(oldEnd: number): Range[] {
     const db = this.db
     const dirty = db.dirty!
     const ranges: Range[] = []
-    this.blocks = []
-    const oldStateMoves = this.oldArea !== this.area
-    for (let block = 0; block * BLOCK < db.size; block++) {
+    this.changed = []
+    const blocks = Math.ceil(db.size / BLOCK)
+    for (let block = dirty.indexOf(1); block !== -1 && block < blocks; ) {
+      let end = block + 1
+      while (end < blocks && dirty[end] === 1) end++
       const from = block * BLOCK
-      if (dirty[block] === 1) this.blocks.push(block)
-      // The block of recovery_start is saved even if nothing else in it changes: the old state may have another area.
-      else if (block !== 0 || !oldStateMoves) continue
-      if (from < oldEnd) this.outsideArea(from, Math.min(from + BLOCK, oldEnd), ranges)
+      this.outsideArea(from, Math.min(end * BLOCK, db.size), this.changed)
+      if (from < oldEnd) this.outsideArea(from, Math.min(end * BLOCK, oldEnd), ranges)
+      block = dirty.indexOf(1, end)
     }
-    if (oldStateMoves) splitRecoveryStart(ranges)
+    if (this.oldArea !== this.area) {
+      // The block of recovery_start is saved even if nothing else in it changes: the old state may have another area.
+      if (dirty[0] !== 1) ranges.unshift({ offset: 0, length: Math.min(BLOCK, oldEnd) })
+      splitRecoveryStart(ranges)
+    }
     // What follows the old end in the old state: an idle area's header, or zeros, and not a torn piece of the new one.
     if (db.size > oldEnd) this.outsideArea(oldEnd, oldEnd + RECORD_HEADER, ranges)
     // Recoveries write in this order: a recovery that is itself interrupted must still find the record.
-    if (oldStateMoves) ranges.push({ offset: AT_RECOVERY_START, length: 4 })
+    if (this.oldArea !== this.area) ranges.push({ offset: AT_RECOVERY_START, length: 4 })
     return ranges
   }
 
-  private saveRanges(ranges: readonly Range[], at: number): void {
+  // The longest run of bytes that is copied in one go. A crash test looks before every block.
+  private get copyPiece(): number {
+    return this.db.step === null ? COPY_PIECE : BLOCK
+  }
+
+  private *saveRanges(ranges: readonly Range[], at: number): Pieces {
     const db = this.db
     const bytes = db.backing.bytes
+    const piece = this.copyPiece
+    let copied = 0
     for (const { offset, length } of ranges) {
       this.filePut("saved offset", at, offset)
       this.filePut("saved length", at + 4, length)
-      db.step?.(`save ${length} bytes of ${offset}`)
-      bytes.copyWithin(at + 8, offset, offset + length)
-      at += 8 + length
+      at += 8
+      for (let done = 0; done < length; done += piece) {
+        const part = Math.min(piece, length - done)
+        db.step?.(`save ${part} bytes of ${offset + done}`)
+        bytes.copyWithin(at + done, offset + done, offset + done + part)
+        copied += part
+        if (copied < COPY_PIECE) continue
+        copied = 0
+        yield null
+      }
+      at += length
     }
   }
 
@@ -259,19 +296,8 @@ export class Transaction {
       this.nesting--
       return
     }
-    let grown = false
-    try {
-      this.prepare()
-      if (this.blocks.length > 0) {
-        grown = db.size > this.startSize
-        this.writeBlocks()
-      }
-    } catch (error) {
-      this.cancelPrepared()
-      this.end()
-      throw error
-    }
-    this.end()
+    const grown = db.size > this.startSize
+    runNow(this.committing())
     if (grown && db.autoRepack && isFragmented(db)) {
       try {
         repack(db)
@@ -281,26 +307,59 @@ export class Transaction {
     }
   }
 
-  private writeBlocks(): void {
+  /** The same in pieces, of an outermost transaction and without what libtdb does after a commit that left the space in pieces. */
+  *committingInPieces(): Pieces {
+    this.inPieces = true
+    yield* this.committing()
+  }
+
+  private *committing(): Pieces {
+    try {
+      yield* this.preparing()
+      if (this.changed.length > 0) yield* this.writeBlocks()
+    } catch (error) {
+      try {
+        yield* this.undoing()
+      } finally {
+        this.end()
+      }
+      throw error
+    }
+    if (this.inPieces) {
+      const size = this.space.size
+      for (let from = 0; from < size && size > DISCARD_PIECE; from += DISCARD_PIECE) {
+        this.space.discard(from, DISCARD_PIECE)
+        yield null
+      }
+    }
+    this.end()
+  }
+
+  private *writeBlocks(): Pieces {
     const db = this.db
     const source = this.space.bytes
     const target = db.backing.bytes
-    const ranges: Range[] = []
-    for (const block of this.blocks) {
-      ranges.length = 0
-      this.outsideArea(block * BLOCK, Math.min((block + 1) * BLOCK, db.size), ranges)
-      for (const { offset, length } of ranges) {
-        db.step?.(`write ${length} bytes of ${offset}`)
-        target.set(source.subarray(offset, offset + length), offset)
+    const piece = this.copyPiece
+    let copied = 0
+    for (const { offset, length } of this.changed) {
+      const end = offset + length
+      for (let at = offset; at < end; at += piece) {
+        const to = Math.min(at + piece, end)
+        db.step?.(`write ${to - at} bytes of ${at}`)
+        target.set(source.subarray(at, to), at)
+        copied += to - at
+        if (copied < COPY_PIECE) continue
+        copied = 0
+        yield null
       }
     }
     db.step?.("sync 3")
-    sync(db)
+    yield* syncing(db)
     db.backing.touch()
     this.filePut("recovery magic idle", this.area + AT_MAGIC, RECOVERY_IDLE)
     this.area = 0
     db.step?.("sync 4")
-    sync(db)
+    yield* syncing(db)
     db.step?.("done")
   }
 
@@ -311,17 +370,20 @@ export class Transaction {
       this.failed = true
       return
     }
-    this.cancelPrepared()
-    this.end()
+    try {
+      runNow(this.undoing())
+    } finally {
+      this.end()
+    }
   }
 
   // After prepare, a cancel is a recovery: it also undoes blocks that were already written.
-  private cancelPrepared(): void {
+  private *undoing(): Pieces {
     const db = this.db
     if (this.area === 0 || !this.openLocked) return
     if (this.fileGet(AT_RECOVERY_START) === this.area && (this.fileGet(this.area + AT_MAGIC) | 0) === RECOVERY_ACTIVE) {
       this.leave()
-      recover(db)
+      yield* recovering(db)
     }
   }
 
@@ -384,8 +446,10 @@ export function startTransaction(db: Tdb, wait: boolean): boolean {
     if (!got) return false
     if (marked || locks.noLock || !db.needsRecovery()) break
     locks.unlockAllrecord()
-    db.lockAllrecord(true)
-    db.unlockAllrecord()
+    if (!db.repair(wait)) {
+      locks.unlockTransaction()
+      return false
+    }
   }
   try {
     if (!locks.lock(FREELIST, true, wait)) {

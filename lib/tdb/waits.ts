@@ -8,8 +8,9 @@ import { errnoName } from "../sys/errno.ts"
 import { READ_LOCK, tryLockRange, unlockRange, WRITE_LOCK } from "../sys/lock.ts"
 import { interruptThread } from "../sys/thread.ts"
 import { TdbError } from "./error.ts"
-import { CHAIN_LOCKS, FREELIST_LOCK, TRANSACTION_LOCK } from "./format.ts"
+import { CHAIN_LOCKS, FREELIST_LOCK, OPEN_LOCK, TRANSACTION_LOCK } from "./format.ts"
 import type { ListWaits, Locks } from "./locks.ts"
+import { type Pieces, runInPieces, type Underway, type Waiting } from "./pieces.ts"
 import {
   ARG_ALLRECORD_MUTEX,
   ARG_ALLRECORD_WORD,
@@ -539,7 +540,22 @@ export class Waits implements ListWaits {
   // ---- allrecord and transaction
 
   waitForAllrecord(write: boolean, granted: Granted): Wait {
-    const waiting = new AllrecordWait(this.locks, write, granted, (wait) => {
+    return this.beginAllrecord(write, granted, null)
+  }
+
+  /** Do `pieces` of work with everything locked; nothing else gets a lock through this handle meanwhile. */
+  exclusively(pieces: Pieces, done: (error: unknown) => void): void {
+    const told: Granted = (_held, error) => done(error)
+    this.beginAllrecord(true, told, (over) => {
+      return runInPieces(pieces, { nextTurn: soon, monotonicMs: () => performance.now() }, (error) => {
+        over()
+        done(error)
+      })
+    })
+  }
+
+  private beginAllrecord(write: boolean, granted: Granted, work: Work | null): Wait {
+    const waiting = new AllrecordWait(this.locks, write, granted, work, (wait) => {
       const at = this.allrecordWaits.indexOf(wait)
       if (at >= 0) this.allrecordWaits.splice(at, 1)
       this.allrecordWaits[0]?.start()
@@ -675,6 +691,56 @@ class TransactionWait implements Wait {
   }
 }
 
+// A range that the caller takes with `take`: true when it has it, which with `wait` it always has. The range is waited for by a thread.
+function rangeWaiting(locks: Locks, start: number, length: number, take: (wait: boolean) => boolean): Waiting {
+  return {
+    block: () => {
+      take(true)
+    },
+    later: (done) => {
+      let task: RangeTask | null = null
+      let timer: ReturnType<typeof setTimeout> | null = null
+      const attempt = (): void => {
+        timer = null
+        task = null
+        try {
+          if (take(false)) {
+            done(null)
+            return
+          }
+        } catch (error) {
+          done(error)
+          return
+        }
+        // A mutex that somebody has is no range that a thread could wait for.
+        if (length === 0 && locks.mutexes !== null) timer = setTimeout(attempt, TICK_MS)
+        else task = new RangeTask(locks, WRITE_LOCK, start, length, attempt, failed)
+      }
+      const failed = (errno: number): void =>
+        done(new TdbError("LOCK", locks.file, `waiting for byte ${start}: ${errnoName(errno)}`))
+      timer = setTimeout(attempt, 0)
+      return () => {
+        if (timer !== null) clearTimeout(timer)
+        task?.settle()
+      }
+    },
+  }
+}
+
+/** For the OPEN lock, which a commit holds. */
+export function openWaiting(locks: Locks, always: boolean): Waiting {
+  return rangeWaiting(locks, OPEN_LOCK, 1, (wait) => {
+    if (!wait) return locks.tryLockOpen(always)
+    locks.lockOpen(always)
+    return true
+  })
+}
+
+/** For the readers that keep an allrecord lock from becoming a write lock. */
+export function upgradeWaiting(locks: Locks): Waiting {
+  return rangeWaiting(locks, CHAIN_LOCKS, 0, (wait) => locks.upgradeAllrecord(wait))
+}
+
 // Call `granted` with a lock that `unlock` gives back, after the callback or on release.
 function grantOnce(granted: Granted, unlock: () => void): void {
   let kept = false
@@ -705,12 +771,20 @@ function grantOnce(granted: Granted, unlock: () => void): void {
   }
 }
 
+const soon = (run: () => void): void => {
+  setImmediate(run)
+}
+
+/** What is done with the lock instead of giving it to somebody; `over` is called when it is done. */
+type Work = (over: () => void) => Underway
+
 /** The allrecord lock, taken piece by piece by the main thread itself: nobody else can own a mutex for it. */
 class AllrecordWait implements Wait {
   started = false
   private timer: ReturnType<typeof setTimeout> | null = null
   private task: RangeTask | null = null
   private finished = false
+  private working: Underway | null = null
   // fcntl: ranges still to be locked, next one last. Mutexes: the next chain to sweep, -1 before the allrecord mutex is ours.
   private readonly ranges: { start: number; length: number }[] = []
   private swept = -1
@@ -719,6 +793,7 @@ class AllrecordWait implements Wait {
     private readonly locks: Locks,
     private readonly write: boolean,
     private readonly granted: Granted,
+    private readonly work: Work | null,
     private readonly over: (wait: AllrecordWait) => void,
   ) {}
 
@@ -814,6 +889,11 @@ class AllrecordWait implements Wait {
   }
 
   private grant(): void {
+    if (this.work !== null) {
+      const working = this.work(() => this.cancel())
+      if (!this.finished) this.working = working
+      return
+    }
     this.finished = true
     this.locks.enterAllrecord(this.write, false)
     this.over(this)
@@ -821,11 +901,17 @@ class AllrecordWait implements Wait {
   }
 
   fail(error: TdbError): void {
+    // Work that has begun ends by itself, and says so.
+    if (this.working !== null) {
+      this.working.finish()
+      return
+    }
     this.task?.settle()
     this.cancel()
     this.granted(null, error)
   }
 
+  /** Give up, or give the locks back after the work. */
   cancel(): void {
     if (this.finished) return
     this.finished = true
