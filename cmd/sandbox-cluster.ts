@@ -1,7 +1,7 @@
 // A test cluster on this machine: N nodes of this binary on loopback addresses of their own, in one directory. Makes the
 // directory, starts and stops the nodes; used by `ctdb sandbox` and whatever else brings its own cluster. Prints nothing.
 
-import { mkdirSync, readFileSync, writeFileSync } from "node:fs"
+import { mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
 import { connectUnix } from "../lib/net/unix.ts"
 import { processExists } from "../lib/sys/process.ts"
@@ -111,6 +111,41 @@ export async function startNode(node: SandboxNode, tied: boolean): Promise<void>
   throw new Error(`node ${node.pnn} did not start ${why}\n${ended === undefined ? "" : await stderr}${logEnd(node)}`)
 }
 
+/** What the load says of itself (sandbox-load.ts). */
+export const loadReportFile = (directory: string): string => join(directory, "load.json")
+/** The file that names the load's process. */
+const loadPidFile = (directory: string): string => join(directory, "load.pid")
+
+/** Starts the load of a sandbox. `tied`: it ends with this process, however that ends. */
+export function startLoad({ directory }: Sandbox, tied: boolean): void {
+  // A sandbox that was here before has its load's last words left.
+  rmSync(loadReportFile(directory), { force: true })
+  const { command, argv0 } = selfCommand("sandbox", "ctdb", [])
+  const child = Bun.spawn(
+    [...command, ...(argv0 === undefined ? [] : ["sandbox"]), "_load", directory, tied ? "tied" : ""],
+    {
+      stdin: tied ? "pipe" : "ignore",
+      stdout: "ignore",
+      stderr: "ignore",
+      detached: true,
+      ...(argv0 === undefined ? {} : { argv0 }),
+    },
+  )
+  writeFileSync(loadPidFile(directory), `${child.pid}\n`)
+  child.unref()
+}
+
+/** The load's process id, undefined if none runs. */
+function loadPid(directory: string): number | undefined {
+  try {
+    const pid = Number(readFileSync(loadPidFile(directory), "utf8"))
+    // The number may be another program's by now.
+    return readFileSync(`/proc/${pid}/cmdline`, "latin1").split("\0").includes(directory) ? pid : undefined
+  } catch {
+    return undefined
+  }
+}
+
 function logEnd(node: SandboxNode): string {
   try {
     return readFileSync(join(node.base, "log.ctdb"), "utf8").split("\n").slice(-12).join("\n")
@@ -132,9 +167,16 @@ export function pidOf(node: SandboxNode): number | undefined {
   }
 }
 
-/** Stops all nodes in an orderly way and waits for their ends. Returns how many were running. */
+/** Stops the load and all nodes in an orderly way, and waits for their ends. Returns how many nodes were running. */
 export async function stopSandbox(sandbox: Sandbox): Promise<number> {
+  const load = loadPid(sandbox.directory)
+  if (load !== undefined) await endAll([load])
   const pids = sandbox.nodes.map(pidOf).filter((pid) => pid !== undefined)
+  await endAll(pids)
+  return pids.length
+}
+
+async function endAll(pids: readonly number[]): Promise<void> {
   for (const pid of pids) process.kill(pid, "SIGTERM")
   const deadline = performance.now() + STOP_MS
   while (pids.some(processExists)) {
@@ -144,5 +186,4 @@ export async function stopSandbox(sandbox: Sandbox): Promise<number> {
     }
     await Bun.sleep(50)
   }
-  return pids.length
 }

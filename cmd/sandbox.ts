@@ -1,5 +1,6 @@
 // `ctdb sandbox`: a cluster to look at, load and break, on this machine and with nothing installed. Starts the nodes, shows
-// who leads and how they are, prints the commands that reach them, and takes everything down again.
+// who leads, how they are and how records move between them, prints the commands that reach them, and takes everything down again.
+// The load itself is sandbox-load.ts.
 
 import { existsSync, mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
@@ -16,41 +17,51 @@ import {
   SANDBOX_NODES_MAX,
   type Sandbox,
   type SandboxNode,
+  startLoad,
   startNode,
   stopSandbox,
 } from "./sandbox-cluster.ts"
+import { LOAD_DATABASE, LOAD_RECORDS, type LoadReport, readReport, runLoad } from "./sandbox-load.ts"
 
 const REFRESH_MS = 1000
 const DETACHED_DIRECTORY = "ctdb-sandbox"
+/** Between two looks at the load where they stay on the page (ms). */
+const LOAD_LINES_MS = 10_000
 /** A node that does not answer within this time is shown as such. */
 const ANSWER_MS = 800
 
-const usage = `Usage: ctdb sandbox [--nodes N] [--dir DIR] [--detach]
-       ctdb sandbox stop [--dir DIR]
-  Runs N nodes (default 3) on loopback and shows them until Ctrl-C.
+const usage = `Usage: ctdb sandbox [--nodes N] [--dir DIR] [--no-load]
+       ctdb sandbox --detach [--nodes N] [--dir DIR] [--load]
+       ctdb sandbox watch|stop [--dir DIR]
+  Runs N nodes (default 3) on loopback with a small load, and shows them until Ctrl-C.
   --nodes N   how many, 1 to ${SANDBOX_NODES_MAX}
   --dir DIR   keep files and logs in DIR (default: a temporary directory that is removed at the end)
-  --detach    leave the nodes running and return; \`ctdb sandbox stop\` ends them
+  --no-load   no load: nothing happens on the nodes but what you do
+  --detach    leave the nodes running and return, without a load unless --load says so;
+              \`ctdb sandbox watch\` shows them, \`ctdb sandbox stop\` ends them
 `
 
 interface Options {
-  readonly stop: boolean
+  readonly what: "start" | "stop" | "watch"
   readonly detach: boolean
+  readonly load: boolean
   readonly nodes: number
   readonly directory: string | undefined
 }
 
 function parse(argv: readonly string[]): Options | string {
-  let stop = false
+  let what: Options["what"] = "start"
   let detach = false
+  let load: boolean | undefined
   let nodes = 3
   let directory: string | undefined
   for (let at = 0; at < argv.length; at++) {
     const word = argv[at] ?? ""
     const [name, inline] = word.split("=", 2)
     const value = () => inline ?? argv[++at] ?? ""
-    if (word === "stop") stop = true
+    if (word === "stop" || word === "watch") what = word
     else if (word === "--detach") detach = true
+    else if (word === "--load" || word === "--no-load") load = word === "--load"
     else if (name === "--nodes") nodes = Number(value())
     else if (name === "--dir") directory = resolve(value())
     else return `unknown argument ${word}`
@@ -58,10 +69,12 @@ function parse(argv: readonly string[]): Options | string {
   if (!Number.isInteger(nodes) || nodes < 1 || nodes > SANDBOX_NODES_MAX) {
     return `--nodes takes a number from 1 to ${SANDBOX_NODES_MAX}`
   }
-  return { stop, detach, nodes, directory }
+  // Who detaches a cluster brings a load of their own, or wants none.
+  return { what, detach, load: load ?? !detach, nodes, directory }
 }
 
 export async function run(argv: readonly string[]): Promise<number> {
+  if (argv[0] === "_load") return await runLoad(argv[1] ?? "", argv[2] === "tied")
   if (argv.includes("--help") || argv.includes("-h")) {
     process.stdout.write(usage)
     return 0
@@ -71,8 +84,10 @@ export async function run(argv: readonly string[]): Promise<number> {
     process.stderr.write(`ctdb sandbox: ${options}\n${usage}`)
     return 1
   }
-  const kept = options.directory ?? (options.detach || options.stop ? join(tmpdir(), DETACHED_DIRECTORY) : undefined)
-  if (options.stop) return stop(kept ?? "")
+  const running = options.detach || options.what !== "start"
+  const kept = options.directory ?? (running ? join(tmpdir(), DETACHED_DIRECTORY) : undefined)
+  if (options.what === "stop") return stop(kept ?? "")
+  if (options.what === "watch") return watchDetached(kept ?? "")
   if (kept !== undefined && existsSync(join(kept, "node.0")) && openSandbox(kept).nodes.some(isRunning)) {
     process.stderr.write(`ctdb sandbox: nodes run in ${kept} already (ctdb sandbox stop --dir ${kept})\n`)
     return 1
@@ -81,14 +96,20 @@ export async function run(argv: readonly string[]): Promise<number> {
   const sandbox = makeSandbox(directory, options.nodes, process.pid)
   try {
     await start(sandbox, !options.detach)
+    if (options.load) startLoad(sandbox, !options.detach)
     if (options.detach) {
       process.stdout.write(commands(sandbox))
-      process.stdout.write(
-        `\nStop with: ${ourName()} sandbox stop${kept === join(tmpdir(), DETACHED_DIRECTORY) ? "" : ` --dir ${kept}`}\n`,
-      )
+      const where = kept === join(tmpdir(), DETACHED_DIRECTORY) ? "" : ` --dir ${kept}`
+      process.stdout.write(`\nWatch with: ${ourName()} sandbox watch${where}\n`)
+      process.stdout.write(`Stop with:  ${ourName()} sandbox stop${where}\n`)
       return 0
     }
+    process.stdout.write(commands(sandbox))
+    process.stdout.write(`${faint("Ctrl-C stops all nodes.")}\n\n`)
     await watch(sandbox)
+    process.stdout.write("\nStopping...\n")
+    const stopped = await stopSandbox(sandbox)
+    process.stdout.write(`${stopped} nodes stopped\n`)
     return 0
   } catch (error) {
     process.stderr.write(`ctdb sandbox: ${error instanceof Error ? error.message : String(error)}\n`)
@@ -110,6 +131,16 @@ async function stop(directory: string): Promise<number> {
   }
   const stopped = await stopSandbox(openSandbox(directory))
   process.stdout.write(`${stopped} nodes stopped; their files stay in ${directory}\n`)
+  return 0
+}
+
+/** Shows a detached sandbox until Ctrl-C, and leaves it running. */
+async function watchDetached(directory: string): Promise<number> {
+  if (!existsSync(join(directory, "node.0"))) {
+    process.stderr.write(`ctdb sandbox: no sandbox in ${directory}\n`)
+    return 1
+  }
+  await watch(openSandbox(directory))
   return 0
 }
 
@@ -155,6 +186,22 @@ interface Seen {
   generation: string
   mode: string
   clients: string
+  /** Since its start; undefined while it does not answer. */
+  traffic: Traffic | undefined
+}
+
+interface Traffic {
+  /** Calls on records by clients. */
+  readonly calls: number
+  /** Packets from other nodes. */
+  readonly packets: number
+}
+
+/** What the load and the nodes have done until a moment. */
+interface Sample {
+  readonly atMs: number
+  readonly load: LoadReport | undefined
+  readonly traffic: readonly (Traffic | undefined)[]
 }
 
 async function watch(sandbox: Sandbox): Promise<void> {
@@ -167,6 +214,7 @@ async function watch(sandbox: Sandbox): Promise<void> {
     generation: "",
     mode: "",
     clients: "",
+    traffic: undefined,
   }))
   let over = false
   const ended = new Promise<void>((end) => {
@@ -178,23 +226,68 @@ async function watch(sandbox: Sandbox): Promise<void> {
     process.once("SIGTERM", leave)
     process.once("SIGHUP", leave)
   })
-  process.stdout.write(commands(sandbox))
-  process.stdout.write(`${faint("Ctrl-C stops all nodes.")}\n\n`)
+  const terminal = process.stdout.isTTY
   let shown = ""
+  let loadShownMs = Number.NEGATIVE_INFINITY
+  let before: Sample | undefined
   while (!over) {
     await Promise.all(seen.map(look))
-    const view = render(seen)
-    if (process.stdout.isTTY) {
+    const now: Sample = {
+      atMs: performance.now(),
+      load: readReport(sandbox.directory),
+      traffic: seen.map(({ traffic }) => traffic),
+    }
+    const nodes = render(seen)
+    const load = before === undefined ? "" : renderLoad(before, now)
+    if (terminal) {
+      const view = load === "" ? nodes : `${nodes}\n${load}`
       const lines = shown.split("\n").length - 1
       process.stdout.write(`${lines > 0 ? `\x1b[${lines}A\x1b[J` : ""}${view}`)
-    } else if (view !== shown) process.stdout.write(`${view}\n`)
-    shown = view
+      shown = view
+    } else {
+      // In a file or a pipe a line stands for ever: nodes when they change, the load now and then.
+      if (nodes !== shown) process.stdout.write(`${nodes}\n`)
+      shown = nodes
+      if (load !== "" && now.atMs - loadShownMs >= LOAD_LINES_MS) {
+        process.stdout.write(`${load}\n`)
+        loadShownMs = now.atMs
+      }
+    }
+    before = now
     await Promise.race([ended, Bun.sleep(REFRESH_MS)])
   }
-  process.stdout.write("\nStopping...\n")
   for (const { client } of seen) void client?.close()
-  const stopped = await stopSandbox(sandbox)
-  process.stdout.write(`${stopped} nodes stopped\n`)
+}
+
+/** How the records of the load move, a node a line, and whether all that was counted is there. Empty without a load. */
+function renderLoad(before: Sample, now: Sample): string {
+  const { load } = now
+  if (load === undefined || before.load === undefined) return ""
+  const seconds = (now.atMs - before.atMs) / 1000
+  const rate = (last: number | undefined, first: number | undefined) =>
+    last === undefined || first === undefined || last < first ? "" : String(Math.round((last - first) / seconds))
+  const rows = load.nodes.map(({ pnn, counts, migrations, held }, at) => {
+    const first = before.load?.nodes[at]
+    const [traffic, earlier] = [now.traffic[at], before.traffic[at]]
+    return [
+      pnn,
+      held ?? "",
+      rate(counts, first?.counts),
+      rate(migrations, first?.migrations),
+      rate(traffic?.calls, earlier?.calls),
+      rate(traffic?.packets, earlier?.packets),
+    ]
+  })
+  const head = ["Node", "Records held", "Locks/s", "Migrations/s", "Calls/s", "Node packets/s"]
+  return `${table(head, rows)}${verdict(load)}\n`
+}
+
+function verdict({ counts, lost, wrong }: LoadReport): string {
+  const [worst] = wrong
+  if (worst !== undefined) return red(`Counter check: WRONG ${wrong.length} times, first: ${worst}`)
+  const gone = lost === 0 ? "" : yellow(`, ${lost} of them lost with nodes that died or left`)
+  const what = `${counts} counts in ${LOAD_RECORDS} records of ${LOAD_DATABASE}`
+  return `${green("Counter check: exact")} (${what}${gone})`
 }
 
 async function look(seen: Seen): Promise<void> {
@@ -202,18 +295,20 @@ async function look(seen: Seen): Promise<void> {
   try {
     seen.client ??= await connect(seen)
     const { client } = seen
-    const [map, mode, runState, vnnMap, clients] = await Promise.all([
+    const [map, mode, runState, vnnMap, clients, statistics] = await Promise.all([
       client.control("GET_NODEMAP", client.pnn, undefined, waiting),
       client.controlStatus("GET_RECMODE", client.pnn, undefined, waiting),
       client.control("GET_RUNSTATE", client.pnn, undefined, waiting),
       client.control("GETVNNMAP", client.pnn, undefined, waiting),
       client.controlStatus("PING", client.pnn, undefined, waiting),
+      client.control("STATISTICS", client.pnn, undefined, waiting),
     ])
     seen.flags = map.find((node) => node.pnn === client.pnn)?.flags
     seen.mode = mode === RecoveryMode.NORMAL ? "NORMAL" : "RECOVERY"
     seen.state = Object.entries(RunState).find(([, value]) => value === runState)?.[0] ?? String(runState)
     seen.generation = vnnMap.generation === 1 ? "none" : String(vnnMap.generation)
     seen.clients = String(clients)
+    seen.traffic = { calls: statistics.client.reqCall, packets: statistics.nodePacketsRecv }
   } catch {
     if (seen.client?.isOpen !== true) {
       void seen.client?.close()
@@ -224,6 +319,7 @@ async function look(seen: Seen): Promise<void> {
     seen.generation = ""
     seen.mode = ""
     seen.clients = ""
+    seen.traffic = undefined
     seen.leader = UNKNOWN_PNN
   }
 }
