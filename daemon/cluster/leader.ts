@@ -25,6 +25,8 @@ const PAUSE_MS = 1500
  * silence for twice that is an answer; the long period is for messages of nodes that are only just finding each other.
  */
 const HAND_OVER_MS = 1000
+/** So long after a pause of this process, what arrives was sent while it stood still. */
+const RESUMED_MS = 1000
 /** So long without a broadcast, when all nodes are connected, shows that a starting cluster has no leader yet. */
 const NOBODY_LEADS_MS = 2200
 /** Between LEADER UNKNOWN and the ELECTION message that must follow it; a sender that dies in between must not stop us. */
@@ -190,7 +192,8 @@ export class Leadership {
     const leader = this.decodeMessage("leader", () => decode(u32, data))
     if (leader === undefined || this.stopped) return
     if (leader === UNKNOWN_PNN) {
-      this.electionBegins()
+      if (this.hasJustResumed()) this.sayAgain()
+      else this.electionBegins()
       return
     }
     if (leader === this.port.pnn()) {
@@ -201,7 +204,7 @@ export class Leadership {
     if (this.isLeader && !this.electionInProgress && this.prevailsOver(leader)) {
       // Two leaders meet after a partition. One stays, and says so soon; not at once each time, as two that both believe
       // to hold a lock that does not exclude would answer each other without end.
-      if (this.environment.monotonicMs() - this.saidMs >= SAY_AGAIN_MS) this.broadcast(this.port.pnn())
+      this.sayAgain()
       return
     }
     if (this.phase.name !== "locking") this.leavePhase()
@@ -211,6 +214,19 @@ export class Leadership {
       this.setLeader(leader)
     }
     this.watchLeader()
+  }
+
+  private sayAgain(): void {
+    if (this.environment.monotonicMs() - this.saidMs >= SAY_AGAIN_MS) this.broadcast(this.port.pnn())
+  }
+
+  /**
+   * This leader stood still for less than an election takes, so nobody else leads: the election that others began
+   * meanwhile ends with its next broadcast, and to take part in it would only prolong it.
+   */
+  private hasJustResumed(): boolean {
+    if (!this.isLeader || this.electionInProgress || this.settings.clusterLock !== undefined) return false
+    return this.environment.monotonicMs() - this.stoodStillMs < RESUMED_MS
   }
 
   /** The lock decides; without one the lower number does, so that both sides come to the same answer. */
@@ -405,6 +421,10 @@ export class Leadership {
     if (this.settings.clusterLock !== undefined) {
       // The lock alone decides, and nobody who has one sends this (cluster page 5.3): its sender is configured otherwise.
       this.environment.log.warning(`Ignored election message of node ${message.pnn}: this cluster has a lock`)
+      return
+    }
+    if (this.hasJustResumed() && this.wins(message)) {
+      this.sayAgain()
       return
     }
     this.leaderTimer?.cancel()
