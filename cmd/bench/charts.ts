@@ -112,11 +112,14 @@ export function latencyChart(labels: readonly string[], bars: readonly Bars[]): 
       parts.push(
         `<rect x="${(from + 1).toFixed(1)}" y="${(height - bottom - heightOf).toFixed(1)}" width="${(bar - 2).toFixed(1)}" height="${heightOf.toFixed(1)}" rx="2" class="bar${index}"/>`,
       )
-      parts.push(text(from + bar / 2, height - bottom - heightOf - 4, duration(value), "middle", "tiny"))
+      parts.push(text(from + bar / 2, height - bottom - heightOf - 4, duration(roughly(value)), "middle", "tiny"))
     }
   }
   return svg(width, height, "latency percentiles", parts.join(""))
 }
+
+/** Two digits: neighbouring labels have no room for more. */
+const roughly = (value: number): number => Number(value.toPrecision(2))
 
 /** Microseconds in the unit that suits. */
 export function duration(us: number): string {

@@ -11,7 +11,7 @@ import { machine } from "./machine.ts"
 import { measureRate, type Progress, type Row, type Settings, type Target } from "./measure.ts"
 import { measureClients, measureRecovery } from "./measure-daemon.ts"
 import { type Options, parseOptions, USAGE } from "./options.ts"
-import { footnotes, plainTable, type Result, tableOf, violationsOf } from "./output.ts"
+import { fitted, footnotes, plainTable, type Result, tableOf, violationsOf } from "./output.ts"
 import { pageOf } from "./page.ts"
 import { ProgressLine } from "./progress.ts"
 
@@ -151,7 +151,10 @@ async function print(options: Options, result: Result): Promise<void> {
   const cells = tableOf(result)
   if (await isTerminal(1)) {
     const { table } = await import("../admin/terminal.ts")
-    process.stdout.write(table(cells.head, cells.rows))
+    const { head, rows, left } = fitted(cells, process.stdout.columns ?? 80)
+    process.stdout.write(table(head, rows))
+    if (left.length > 0)
+      process.stdout.write(`Left out for lack of room: ${left.join(", ")}; --report and --json have all.\n`)
   } else process.stdout.write(plainTable(cells))
   process.stdout.write(`\n${footnotes(result)}`)
 }

@@ -31,9 +31,9 @@ Load
   --db NAME, --key NAME      database and record (default: own ones; with stock generators: theirs)
 
 Measuring
-  --seconds N                measured time of each row and target (default 5; of \`all\`: 2.5)
+  --seconds N                measured time of each row and target (default 5; of \`all\`: 1)
   --samples N                parts of that time, of which median and spread are told (default 5, the least)
-  --warmup SECONDS           before that (default 1)
+  --warmup SECONDS           before that (default 1; of \`all\`: 0.5)
 
 Result
   --json                     everything as JSON on standard output
@@ -171,9 +171,9 @@ export function parseOptions(argv: readonly string[]): Options | "help" | { read
     where: oneOf("where", ["tmpfs", "disk"]),
     database: values.db,
     key: values.key,
-    seconds: number("seconds", 0.1, 86_400, false) ?? (generator === "all" ? 2.5 : 5),
+    seconds: number("seconds", 0.1, 86_400, false) ?? (generator === "all" ? 1 : 5),
     samples: number("samples", SAMPLES_LEAST, 1000) ?? SAMPLES_LEAST,
-    warmup: number("warmup", 0, 3600, false) ?? 1,
+    warmup: number("warmup", 0, 3600, false) ?? (generator === "all" ? 0.5 : 1),
     json: values.json === true,
     report: values.report,
   }

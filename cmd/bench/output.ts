@@ -42,7 +42,7 @@ const latencyText = (latency: Latency | undefined): string =>
   latency === undefined ? "-" : `${figure(latency.p50)} / ${figure(latency.p99)} / ${figure(latency.max)}`
 
 /** Heads and cells of the table. */
-export function tableOf(result: Result): { readonly head: string[]; readonly rows: string[][] } {
+export function tableOf(result: Result): Cells {
   const compared = result.targets.length > 1
   const head = [
     "Load",
@@ -71,8 +71,39 @@ export function tableOf(result: Result): { readonly head: string[]; readonly row
   return { head, rows }
 }
 
+export interface Cells {
+  readonly head: readonly string[]
+  readonly rows: readonly (readonly string[])[]
+}
+
+/** Columns that give way first when a terminal is too narrow. */
+const DISPENSABLE = ["Others' load", "Daemon us", "Client us", "Latency us p50/p99/max"]
+/** What the table puts around a cell's text. */
+const AROUND = 4
+
+/** The table in `width` columns of a terminal: without what has no room, and the names of what that is. */
+export function fitted(cells: Cells, width: number): Cells & { readonly left: readonly string[] } {
+  const left: string[] = []
+  let { head, rows } = cells
+  const wide = (): boolean =>
+    head.reduce((sum, title, at) => sum + AROUND + Math.max(title.length, ...rows.map((row) => row[at]!.length)), 0) >
+    width
+  for (const name of DISPENSABLE) {
+    const column = head.indexOf(name)
+    if (!wide() || column < 0) continue
+    left.unshift(name)
+    head = head.toSpliced(column, 1)
+    rows = rows.map((row) => row.toSpliced(column, 1))
+  }
+  if (wide()) {
+    left.push("spreads")
+    rows = rows.map((row) => row.map((cell, column) => (column === 0 ? cell : cell.replace(/ \(.* \.\. .*\)$/, ""))))
+  }
+  return { head, rows, left }
+}
+
 /** The table with plain spaces, for pipes. */
-export function plainTable({ head, rows }: { readonly head: string[]; readonly rows: string[][] }): string {
+export function plainTable({ head, rows }: Cells): string {
   const widths = head.map((title, column) => Math.max(title.length, ...rows.map((row) => row[column]!.length)))
   const line = (cells: readonly string[]): string =>
     cells

@@ -15,9 +15,9 @@ body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.5 sy
 main { max-width: 1320px; margin: 0 auto; padding: 32px 24px 64px }
 h1 { font-size: 26px; margin: 0 0 4px } h2 { font-size: 19px; margin: 40px 0 12px } h3 { font-size: 15px; margin: 0 0 2px }
 p, pre { color: var(--soft); margin: 4px 0 } pre { white-space: pre-wrap; font: 13px/1.5 ui-monospace, "DejaVu Sans Mono", monospace }
-.scroll { overflow-x: auto }
+.scroll { overflow-x: auto } .scroll svg { min-width: 820px }
 table { border-collapse: collapse; font-size: 12.5px; width: 100%; font-variant-numeric: tabular-nums }
-th, td { padding: 5px 8px; border-bottom: 1px solid var(--grid); text-align: right; vertical-align: top } td b { white-space: nowrap; font-weight: inherit } th { color: var(--soft); font-weight: 600 }
+th, td { padding: 5px 8px; border-bottom: 1px solid var(--grid); text-align: right; vertical-align: top } td b { white-space: nowrap; font-weight: inherit } td .key { width: 7px; height: 7px; margin: 0 5px 1px 0 } th { color: var(--soft); font-weight: 600 }
 th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(520px, 1fr)); gap: 16px }
 .card { background: var(--card); border-radius: 8px; padding: 14px 16px }
@@ -64,12 +64,18 @@ function card(row: Row): string {
   return `<section class="card">${parts.join("")}</section>`
 }
 
-/** A cell breaks between its figures only. */
+/** A cell breaks between its figures only; targets that share one have a line each. */
 const cellOf = (cell: string): string =>
   cell
-    .split(/ (?=\(|\| )/)
-    .map((part) => (/\d/.test(part) && part.length < 40 ? `<b>${escapeHtml(part)}</b>` : escapeHtml(part)))
-    .join(" ")
+    .split(" | ")
+    .map((line) =>
+      line
+        .split(/ (?=\()/)
+        .map((part) => (/\d/.test(part) && part.length < 40 ? `<b>${escapeHtml(part)}</b>` : escapeHtml(part)))
+        .join(" "),
+    )
+    .map((line, index, lines) => (lines.length > 1 ? `<span class="key key${index}"></span>${line}` : line))
+    .join("<br>")
 
 /** The whole page. */
 export function pageOf(result: Result): string {

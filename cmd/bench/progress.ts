@@ -28,8 +28,13 @@ export class ProgressLine {
     this.shown = true
     const full = Math.round(Math.min(1, (row + share) / rows) * WIDTH)
     const bar = `${"█".repeat(full)}${faint("░".repeat(WIDTH - full))}`
+    const count = ` ${row + 1}/${rows}  `
     const who = target === "" ? "" : `${target} `
-    const text = `${bar} ${row + 1}/${rows}  ${title}  ${who}${rate > 0 ? bold(`${figure(rate)} ${unit}`) : faint("starting")}`
+    const pace = rate > 0 ? `${figure(rate)} ${unit}` : "starting"
+    // A line that is too long would stay behind when the next one is drawn: its title gives way.
+    const room = (process.stderr.columns ?? 80) - 1 - WIDTH - count.length - 2 - who.length - pace.length
+    const name = title.length <= room ? title : `${title.slice(0, Math.max(0, room - 1))}…`
+    const text = `${bar}${count}${name}  ${who}${rate > 0 ? bold(pace) : faint(pace)}`
     process.stderr.write(`\r\x1b[K${text}`)
   }
 

@@ -50,8 +50,8 @@ enum { AT_DMASTER = 8, AT_FLAGS = 16, HEADER = 24 };
 
 struct database { TDB *tdb; uint32_t id; };
 
-static int fd, nodes = 1, seconds = 10;
-static double every, start, next_sample;
+static int fd, nodes = 1;
+static double seconds = 10, every, start, next_sample;
 static uint32_t pnn = 0xFFFFFFFFu, reqid = 0x7FFFFF38u, ready_nodes, operations;
 static int synced;
 static void (*on_message)(const unsigned char *data, uint32_t length);
@@ -446,7 +446,7 @@ int main(int argc, char **argv)
 	int records = 1000;
 	double writes = 0;
 	for (int c; (c = getopt(argc - 1, argv + 1, "s:t:n:D:k:T:c:r:q:w:")) != -1;) {
-		if (c == 's') path = optarg; else if (c == 't') seconds = atoi(optarg); else if (c == 'n') nodes = atoi(optarg);
+		if (c == 's') path = optarg; else if (c == 't') seconds = atof(optarg); else if (c == 'n') nodes = atoi(optarg);
 		else if (c == 'D') database = optarg; else if (c == 'k') name = optarg; else if (c == 'T') type = optarg;
 		else if (c == 'c') records = atoi(optarg); else if (c == 'r') writes = atof(optarg); else if (c == 'q') depth = atoi(optarg);
 		else if (c == 'w') every = atoi(optarg) / 1000.0; else return 1;

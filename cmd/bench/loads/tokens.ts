@@ -3,6 +3,9 @@
 
 import type { LoadContext } from "./load.ts"
 
+/** Between two looks whether the run is over: each wakes the process, which is then not there for a token (ms). */
+const RUNNING_LOOK_MS = 50
+/** Between two looks whether all tokens are out (ms). */
 const LOOK_MS = 5
 /** A token that has not come by this long after the end is lost (ms). */
 const LOST_MS = 3000
@@ -30,7 +33,7 @@ export class Tokens {
   /** Waits until the run is over and all tokens are out. */
   async circulate(): Promise<void> {
     const { arena, plan } = this.context
-    while (arena.running) await Bun.sleep(LOOK_MS)
+    while (arena.running) await Bun.sleep(RUNNING_LOOK_MS)
     if (plan.shared) return
     const deadline = performance.now() + LOST_MS
     while (arena.allMarks < 0 && performance.now() < deadline) await Bun.sleep(LOOK_MS)

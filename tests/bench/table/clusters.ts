@@ -79,10 +79,10 @@ export interface Instance {
   readonly words: readonly string[]
 }
 
-const SAMPLE_MS = 500
+const SAMPLE_MS = 750
 
 /**
- * Instances of one published load, started together: operations a second of all, in each half second but those before `skip`.
+ * Instances of one published load, started together: operations a second of all, in each sample but those before `skip`.
  * @param skip seconds in which it only gets under way
  */
 export async function publishedRates(

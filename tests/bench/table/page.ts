@@ -12,6 +12,10 @@ const ratioText = (ratio: Spread | undefined): string =>
       ? ratio.median.toFixed(DIGITS)
       : `${ratio.median.toFixed(DIGITS)} (${ratio.least.toFixed(DIGITS)} .. ${ratio.most.toFixed(DIGITS)})`
 
+/** Our client beside the published one, both on stock's daemon: what of the whole is not the daemon's. */
+const clientText = (daemon: Spread | undefined, whole: Spread | undefined): string =>
+  daemon === undefined || whole === undefined ? "" : (whole.median / daemon.median).toFixed(DIGITS)
+
 const holdsText = ({ holds, decides }: Line, wide: boolean): string =>
   holds === undefined ? "" : `${holds ? "yes" : "**no**"}${wide && decides !== undefined ? `, ${decides}` : ""}`
 
@@ -19,12 +23,12 @@ function sectionText(section: string, lines: readonly Line[]): string {
   const wide = lines.some(({ published }) => published !== undefined)
   const other = section.includes("libtdb") ? "libtdb" : "Stock"
   const head = wide
-    ? ["What", "Ours", "Stock, our client", "Stock, its client in C", "Daemon", "Whole", "Target", "Holds"]
+    ? ["What", "Ours", "Stock, our client", "Stock, its client in C", "Daemon", "Client", "Whole", "Target", "Holds"]
     : ["What", "Ours", other, "Ratio", "Target", "Holds"]
   const rows = lines.map((line) => {
     const { what, ours, stock, published = "", daemon, whole, target = "" } = line
     const middle = wide
-      ? [ours, stock, published, ratioText(daemon), ratioText(whole)]
+      ? [ours, stock, published, ratioText(daemon), clientText(daemon, whole), ratioText(whole)]
       : [ours, stock, ratioText(daemon)]
     return [what, ...middle, target, holdsText(line, wide)]
   })
@@ -57,11 +61,12 @@ Made by \`bun tests/bench/table.ts\`, part by part with \`--only PART\`; \`ctdb 
 about clusters with charts.
 
 Every figure of ours has the stock 4.17 daemon's (or libtdb's) beside it from the same run. A ratio says how many times better ours is, as median
-(least .. most) of the samples; above 1 ours is better. Only ratios mean something on another machine. Rows of clusters have two:
+(least .. most) of the samples; above 1 ours is better. Only ratios mean something on another machine. Rows of clusters have three:
 
 - Daemon: the same client, ours, on nodes of both kinds by turns. It leaves out what the client does by itself.
+- Client: our client beside the stock client's algorithm, both on stock nodes: the client's own cost, or what it saves.
 - Whole: our client on our nodes beside the stock client's algorithm, in C on libtdb (\`tests/bench/published.c\`), on stock nodes. It is what somebody
-  gets who runs one or the other; work that only one of the clients saves shows.
+  gets who runs one or the other, and the product of the other two.
 
 Whole decides where there is such a client, as its algorithm is the yardstick, but for rows that measure the daemon's transport (messages, controls).
 

@@ -6,6 +6,7 @@ import fc from "fast-check"
 import { duration, short, timeChart } from "../../../cmd/bench/charts.ts"
 import { Histogram } from "../../../cmd/bench/histogram.ts"
 import { type Options, parseOptions } from "../../../cmd/bench/options.ts"
+import { fitted } from "../../../cmd/bench/output.ts"
 import { ratios, spread } from "../../../cmd/bench/statistics.ts"
 
 function histogramOf(values: readonly number[]): Histogram {
@@ -113,4 +114,30 @@ test("a chart of anything is finite and bounded", () => {
       },
     ),
   )
+})
+
+test("a table in a narrow terminal says what it leaves out, and then fits", () => {
+  const cells = {
+    head: [
+      "Load",
+      "Unit",
+      "ours",
+      "stock",
+      "Ratio",
+      "Latency us p50/p99/max",
+      "Client us",
+      "Daemon us",
+      "Others' load",
+    ],
+    rows: [
+      ["one record", "locks/s", "10 (9 .. 11)", "5 (4 .. 6)", "2.00 (1.50 .. 2.75)", "1 / 2 / 3", "0.1", "0.2", "3%"],
+    ],
+  }
+  expect(fitted(cells, 200)).toEqual({ ...cells, left: [] })
+  const some = fitted(cells, 120)
+  expect(some.left).toEqual(["Daemon us", "Others' load"])
+  expect(some.rows[0]).toEqual([...cells.rows[0]!.slice(0, 7)])
+  const few = fitted(cells, 60)
+  expect(few.rows).toEqual([["one record", "locks/s", "10", "5", "2.00"]])
+  expect(few.left).toEqual(["Latency us p50/p99/max", "Client us", "Daemon us", "Others' load", "spreads"])
 })
