@@ -7,10 +7,9 @@
 // that a recovery left behind are alike.
 
 import { RecordFlag } from "../../lib/protocol/constants.ts"
-import { jenkinsHash, otherHalf } from "../../lib/protocol/hash.ts"
 import { readU32, writeU32 } from "../../lib/protocol/header.ts"
 import { LTDB_HEADER_SIZE } from "../../lib/protocol/structs.ts"
-import { AT_CHAINS, REPLACE, Walk } from "../../lib/tdb/tdb.ts"
+import { AT_CHAINS, AT_FULL_HASH, RECORD_HEADER, REPLACE, Walk } from "../../lib/tdb/tdb.ts"
 import type { NodeEnvironment } from "../environment.ts"
 import type { Answer } from "../routing.ts"
 import type { Database, Passage } from "./database.ts"
@@ -29,8 +28,14 @@ export const ODD = 0xfffffffe
 const PIECE_MS = 5
 const RECORDS_PER_LOOK = 128
 
-export function groupOf(keyHash: number): number {
-  return keyHash & (GROUPS - 1)
+/** The group of a record by the hash that its file keeps beside its key. */
+export function groupOf(hash: number): number {
+  return hash & (GROUPS - 1)
+}
+
+/** The hash of a record whose key begins at that place of a map; `w` are the map's words. */
+export function storedHash(w: Int32Array, keyStart: number): number {
+  return w[(keyStart - RECORD_HEADER + AT_FULL_HASH) >>> 2]!
 }
 
 export function isKept(keep: Uint8Array, group: number): boolean {
@@ -117,6 +122,7 @@ abstract class Pieces implements Passage {
 /** Answers ALIKE_DIGEST: GROUP_WORDS words a group, or nothing if there is nothing worth comparing. */
 export class Digest extends Pieces {
   private readonly words = new Uint32Array(GROUPS * GROUP_WORDS)
+  private readonly sums = new Int32Array(2)
   private bytes = 0
   private readonly header = new RecordHeader()
 
@@ -144,9 +150,8 @@ export class Digest extends Pieces {
   ): void => {
     const { words, header } = this
     this.bytes += keyLength + dataLength
-    const keyHash = jenkinsHash(map, keyStart, keyStart + keyLength)
-    const keyOther = otherHalf()
-    const at = groupOf(keyHash) * GROUP_WORDS
+    const w = this.database.tdb.w
+    const at = groupOf(storedHash(w, keyStart)) * GROUP_WORDS
     words[at + 2]!++
     if (dataLength <= LTDB_HEADER_SIZE) {
       words[at + 3] = ODD
@@ -161,11 +166,14 @@ export class Digest extends Pieces {
       else words[at + 3] = dmaster
       if (dmaster === this.database.pnn) rsnLo = (rsnLo - 1) >>> 0
     } else if (common === NO_DMASTER) words[at + 3] = 0
-    const dataEnd = dataStart + dataLength
-    const dataHash = jenkinsHash(map, dataStart + LTDB_HEADER_SIZE, dataEnd)
-    // Two words that have nothing but the record in common: 64 bits against a chance likeness.
-    const first = mix(mix(mix(keyHash, dataHash), rsnLo), rsnHi)
-    const second = mix(mix(mix(keyOther, otherHalf()), rsnHi), ~rsnLo)
+    const { sums } = this
+    sums[0] = keyLength
+    sums[1] = dataLength
+    addBytes(sums, map, w, keyStart, keyStart + keyLength)
+    addBytes(sums, map, w, dataStart + LTDB_HEADER_SIZE, dataStart + dataLength)
+    // Two words with nothing in common but the record: 64 bits against a chance likeness.
+    const first = mix(mix(sums[0]!, rsnLo), rsnHi)
+    const second = mix(mix(sums[1]!, rsnHi), ~rsnLo)
     // Sums, since two nodes need not meet their records in the same order.
     words[at] = words[at]! + first
     words[at + 1] = words[at + 1]! + second
@@ -175,6 +183,32 @@ export class Digest extends Pieces {
     if (this.bytes < this.worthBytes) return new Uint8Array(0)
     return new Uint8Array(this.words.buffer)
   }
+}
+
+/** Goes on with two sums over bytes[from, to) of a map, whose words are `w`. */
+function addBytes(sums: Int32Array, bytes: Uint8Array, w: Int32Array, from: number, to: number): void {
+  let first = sums[0]!
+  let second = sums[1]!
+  let at = from
+  const aligned = Math.min(to, from + (-from & 3))
+  let edge = 0
+  while (at < aligned) edge = (edge << 8) | bytes[at++]!
+  const lastWord = to >>> 2
+  for (let i = at >>> 2; i < lastWord; i++) {
+    const word = w[i]!
+    first = Math.imul(first ^ word, 0x9e3779b1)
+    first ^= first >>> 15
+    second = Math.imul((second << 7) ^ (second >>> 25) ^ word, 0x85ebca6b)
+  }
+  if (lastWord * 4 > at) at = lastWord * 4
+  let tail = 0
+  while (at < to) tail = (tail << 8) | bytes[at++]!
+  first = Math.imul(first ^ edge, 0x9e3779b1)
+  first = Math.imul(first ^ (first >>> 15) ^ tail, 0x85ebca6b)
+  second = Math.imul((second << 7) ^ (second >>> 25) ^ edge, 0x85ebca6b)
+  second = Math.imul((second << 7) ^ (second >>> 25) ^ tail, 0x9e3779b1)
+  sums[0] = first
+  sums[1] = second
 }
 
 /** The finisher of MurmurHash3 (public domain) over two words. */
@@ -225,7 +259,7 @@ export class Retain extends Pieces {
     dataLength: number,
   ): void => {
     const { database, header, leader } = this
-    if (!isKept(this.keep, groupOf(jenkinsHash(map, keyStart, keyStart + keyLength)))) {
+    if (!isKept(this.keep, groupOf(storedHash(database.tdb.w, keyStart)))) {
       this.doomed.push(map.slice(keyStart, keyStart + keyLength))
       return
     }

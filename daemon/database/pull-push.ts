@@ -11,7 +11,7 @@ import { SysError } from "../../lib/sys/errno.ts"
 import { TdbError, Walk } from "../../lib/tdb/tdb.ts"
 import type { NodeEnvironment } from "../environment.ts"
 import type { Answer, Router } from "../routing.ts"
-import { groupOf, isKept } from "./alike.ts"
+import { groupOf, isKept, storedHash } from "./alike.ts"
 import type { Database, Passage } from "./database.ts"
 import { decide, RecordHeader, storeRecord } from "./record.ts"
 
@@ -176,7 +176,7 @@ class Pull implements Passage {
     // Less than a header is no record (tdb-format page 9.4), and would spoil the whole buffer for the leader.
     if (dataLength < LTDB_HEADER_SIZE) return
     const { keep } = this
-    if (keep !== undefined && isKept(keep, groupOf(jenkinsHash(map, keyStart, keyStart + keyLength)))) return
+    if (keep !== undefined && isKept(keep, groupOf(storedHash(this.database.tdb.w, keyStart)))) return
     this.buffer.add(map, keyStart, keyLength, dataStart, dataLength)
     this.count++
     if (this.buffer.full) this.send()

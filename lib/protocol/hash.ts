@@ -3,14 +3,6 @@
 
 import { textLength, writeText } from "./text.ts"
 
-/** The second word of the last hash. */
-const second = new Int32Array(1)
-
-/** The other 32 bits of the hash that jenkinsHash() made last (hashlittle2's second value), signed. */
-export function otherHalf(): number {
-  return second[0]!
-}
-
 /** Hash of bytes[start, end) as an unsigned 32-bit integer. Allocates nothing. */
 export function jenkinsHash(bytes: Uint8Array, start = 0, end = bytes.length): number {
   let left = end - start
@@ -38,10 +30,7 @@ export function jenkinsHash(bytes: Uint8Array, start = 0, end = bytes.length): n
     at += 12
     left -= 12
   }
-  if (left === 0) {
-    second[0] = b
-    return c >>> 0
-  }
+  if (left === 0) return c >>> 0
 
   // The last 1 to 12 bytes, as if followed by zeros.
   a = (a + tailWord(bytes, at, left)) | 0
@@ -54,7 +43,6 @@ export function jenkinsHash(bytes: Uint8Array, start = 0, end = bytes.length): n
   a = ((a ^ c) - ((c << 4) | (c >>> 28))) | 0
   b = ((b ^ a) - ((a << 14) | (a >>> 18))) | 0
   c = ((c ^ b) - ((b << 24) | (b >>> 8))) | 0
-  second[0] = b
   return c >>> 0
 }
 
