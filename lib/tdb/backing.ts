@@ -236,8 +236,9 @@ class PrivateFileSpace implements PrivateSpace {
     moveMapping(this.address, fileEnd, address)
     for (const piece of this.pieces) moveMapping(this.address + piece.start, piece.length, address + piece.start)
     releaseView(this.buffer)
-    // What is left there of the old window.
-    unmap(this.address, this.length)
+    // Only what has stayed behind: addresses that were moved away may be another thread's by now.
+    const moved = roundUp(this.size, PAGE_SIZE)
+    if (moved < this.length) unmap(this.address + moved, this.length - moved)
     this.show(address, length)
   }
 

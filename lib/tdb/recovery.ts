@@ -2,6 +2,7 @@
 // stays behind: an area made by that very commit is kept, and space that the commit had added is given back.
 
 import { SysError } from "../sys/errno.ts"
+import { BLOCK } from "./backing.ts"
 import type { Tdb } from "./database.ts"
 import {
   AT_DATA_LEN,
@@ -73,7 +74,8 @@ export function* recovering(db: Tdb): Pieces<boolean> {
     offset < to && offset + length > from
   const own: { offset: number; bytes: Uint8Array }[] = []
   const last: { offset: number; bytes: Uint8Array }[] = []
-  const piece = db.step === null ? COPY_PIECE : Number.MAX_SAFE_INTEGER
+  // A crash test looks before every block, and has turns of the loop after every one.
+  const piece = db.step === null ? COPY_PIECE : BLOCK
   let copied = 0
   for (const block of saved) {
     const { offset, at, length } = block
@@ -85,12 +87,12 @@ export function* recovering(db: Tdb): Pieces<boolean> {
       own.push({ offset, bytes: db.b.slice(at, at + length) })
       continue
     }
-    db.step?.(`recovery writes block ${offset}`)
     for (let done = 0; done < length; done += piece) {
       const part = Math.min(piece, length - done)
+      db.step?.(`recovery writes ${part} bytes of ${offset + done}`)
       db.b.copyWithin(offset + done, at + done, at + done + part)
       copied += part
-      if (copied < COPY_PIECE) continue
+      if (copied < piece) continue
       copied = 0
       yield null
     }

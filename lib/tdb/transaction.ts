@@ -281,7 +281,7 @@ export class Transaction {
         db.step?.(`save ${part} bytes of ${offset + done}`)
         bytes.copyWithin(at + done, offset + done, offset + done + part)
         copied += part
-        if (copied < COPY_PIECE) continue
+        if (copied < piece) continue
         copied = 0
         yield null
       }
@@ -348,7 +348,7 @@ export class Transaction {
         db.step?.(`write ${to - at} bytes of ${at}`)
         target.set(source.subarray(at, to), at)
         copied += to - at
-        if (copied < COPY_PIECE) continue
+        if (copied < piece) continue
         copied = 0
         yield null
       }

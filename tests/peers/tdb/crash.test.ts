@@ -114,6 +114,25 @@ interface Scene {
   size: number
 }
 
+/** Commit in pieces, each in a turn of its own, to the end. Returns how many turns it took. */
+function commitByTurns(db: Tdb): number {
+  const turns: (() => void)[] = []
+  let clock = 0
+  let ended = false
+  const turnsOf = { nextTurn: (run: () => void) => void turns.push(run), monotonicMs: () => (clock += 10) }
+  db.commitInPieces(turnsOf, (error) => {
+    ended = true
+    if (error !== null) throw error
+  })
+  let count = 0
+  for (let turn = turns.shift(); turn !== undefined; turn = turns.shift()) {
+    count++
+    turn()
+  }
+  if (!ended) throw new Error("the commit waits for something")
+  return count
+}
+
 function change(random: Random, db: Tdb, scene: Scene): void {
   const operations = 1 + random.below(12)
   for (let i = 0; i < operations; i++) {
@@ -123,68 +142,76 @@ function change(random: Random, db: Tdb, scene: Scene): void {
   }
 }
 
-test("every store of a commit", () => {
-  const rounds = soak ? 1000 : 60
-  let points = 0
-  let recoveries = 0
-  for (let seed = firstSeed; seed < firstSeed + (process.env.CTDB_SEED ? 1 : rounds); seed++) {
-    const random = new Random(seed)
-    const scene: Scene = {
-      hashSize: random.pick([1, 5, 131, 3001]),
-      flags: NOSYNC | random.pick([0, 0x800]),
-      commits: random.below(3),
-      records: random.pick([0, 3, 60]),
-      size: random.pick([20, 100, 300]),
-    }
-    const path = join(folder, "scene.tdb")
-    rmSync(path, { force: true })
-    const db = openTdb(path, { flags: scene.flags, hashSize: scene.hashSize, openFlags: 0o102 })
-    db.autoRepack = false
-    db.maxDead = random.pick([0, 5])
-    try {
-      for (let i = 0; i < scene.records; i++) db.store(Buffer.from(`key${i}`), random.bytes(random.below(scene.size)))
-      for (let i = 0; i < scene.commits; i++) {
+test.each([false, true])(
+  "every store of a commit, in pieces: %p",
+  (inPieces) => {
+    let turns = 0
+    const rounds = soak ? 1000 : 60
+    let points = 0
+    let recoveries = 0
+    for (let seed = firstSeed; seed < firstSeed + (process.env.CTDB_SEED ? 1 : rounds); seed++) {
+      const random = new Random(seed)
+      const scene: Scene = {
+        hashSize: random.pick([1, 5, 131, 3001]),
+        flags: NOSYNC | random.pick([0, 0x800]),
+        commits: random.below(3),
+        records: random.pick([0, 3, 60]),
+        size: random.pick([20, 100, 300]),
+      }
+      const path = join(folder, "scene.tdb")
+      rmSync(path, { force: true })
+      const db = openTdb(path, { flags: scene.flags, hashSize: scene.hashSize, openFlags: 0o102 })
+      db.autoRepack = false
+      db.maxDead = random.pick([0, 5])
+      try {
+        for (let i = 0; i < scene.records; i++) db.store(Buffer.from(`key${i}`), random.bytes(random.below(scene.size)))
+        for (let i = 0; i < scene.commits; i++) {
+          db.startTransaction()
+          change(random, db, scene)
+          db.commit()
+        }
+        const before = contentsOf(db)
+        const images: { what: string; image: Uint8Array }[] = []
         db.startTransaction()
         change(random, db, scene)
-        db.commit()
+        const after = contentsOf(db)
+        db.step = (what) => {
+          const image = new Uint8Array(readFileSync(path))
+          // Equal images need not be recovered twice.
+          const last = images[images.length - 1]
+          if (last === undefined || Buffer.compare(last.image, image) !== 0)
+            images.push({ what: `before ${what}`, image })
+        }
+        if (inPieces) turns += commitByTurns(db)
+        else db.commit()
+        db.step = null
+        expect(isSame(contentsOf(db), after)).toBe(true)
+        let becameNew = false
+        images.forEach(({ what, image }, i) => {
+          const name = `seed ${seed}, crash point ${i} of ${images.length}, ${what}`
+          points++
+          const ours = recoverOurs(image, name, before, after)
+          const theirs = recoverTheirs(image, name, before, after)
+          expect(ours).toBe(theirs)
+          if (ours === "new" && !isSame(before, after)) becameNew = true
+          // Once new, always new.
+          else expect(becameNew && !isSame(before, after)).toBe(false)
+          if (i % 7 === seed % 7) recoveries += interruptRecovery(image, name, before, after)
+        })
+      } catch (error) {
+        throw new Error(`CTDB_SEED=${seed} replays this: ${error instanceof Error ? error.stack : error}`)
+      } finally {
+        db.close()
       }
-      const before = contentsOf(db)
-      const images: { what: string; image: Uint8Array }[] = []
-      db.startTransaction()
-      change(random, db, scene)
-      const after = contentsOf(db)
-      db.step = (what) => {
-        const image = new Uint8Array(readFileSync(path))
-        // Equal images need not be recovered twice.
-        const last = images[images.length - 1]
-        if (last === undefined || Buffer.compare(last.image, image) !== 0)
-          images.push({ what: `before ${what}`, image })
-      }
-      db.commit()
-      db.step = null
-      expect(isSame(contentsOf(db), after)).toBe(true)
-      let becameNew = false
-      images.forEach(({ what, image }, i) => {
-        const name = `seed ${seed}, crash point ${i} of ${images.length}, ${what}`
-        points++
-        const ours = recoverOurs(image, name, before, after)
-        const theirs = recoverTheirs(image, name, before, after)
-        expect(ours).toBe(theirs)
-        if (ours === "new" && !isSame(before, after)) becameNew = true
-        // Once new, always new.
-        else expect(becameNew && !isSame(before, after)).toBe(false)
-        if (i % 7 === seed % 7) recoveries += interruptRecovery(image, name, before, after)
-      })
-    } catch (error) {
-      throw new Error(`CTDB_SEED=${seed} replays this: ${error instanceof Error ? error.stack : error}`)
-    } finally {
-      db.close()
     }
-  }
-  console.log(`${points} crash points, ${recoveries} interrupted recoveries, ${deadSpaces} of all with dead space`)
-  expect(points).toBeGreaterThan(process.env.CTDB_SEED ? 5 : 300)
-  expect(recoveries).toBeGreaterThan(process.env.CTDB_SEED ? -1 : 50)
-}, 300_000)
+    console.log(`${points} crash points, ${recoveries} interrupted recoveries, ${deadSpaces} of all with dead space`)
+    // One a block: that the pieces were pieces.
+    if (inPieces) expect(turns).toBeGreaterThan(process.env.CTDB_SEED ? 1 : 300)
+    expect(points).toBeGreaterThan(process.env.CTDB_SEED ? 5 : 300)
+    expect(recoveries).toBeGreaterThan(process.env.CTDB_SEED ? -1 : 50)
+  },
+  300_000,
+)
 
 test("a commit cancelled after its preparation leaves the old state, at every store", () => {
   for (let seed = firstSeed; seed < firstSeed + 10; seed++) {

@@ -59,6 +59,10 @@ if (import.meta.main) {
         return db!.unlockChain(key(args[0]))
       case "lockall":
         return db!.lockAll()
+      case "lockallread":
+        return db!.lockAllRead()
+      case "unlockallread":
+        return db!.unlockAllRead()
       case "trylockall":
         return db!.tryLockAll()
       case "unlockall":
