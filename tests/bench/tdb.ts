@@ -22,6 +22,8 @@ interface Case {
   processes?: number
   /** Fill the file with this many records first. */
   fill?: number
+  /** Ours makes libtdb's second sync call, too. */
+  msync?: boolean
 }
 
 const MUTEX = 0x1801
@@ -116,6 +118,33 @@ const CASES: Case[] = [
   { name: "commit of 1 record, synced", operation: "commit", count: 100, flags: 0, hashSize: 10007, keys: 1 },
   { name: "commit of 100 records, synced", operation: "commit", count: 60, flags: 0, hashSize: 10007, keys: 100 },
   { name: "commit of 10000 records, synced", operation: "commit", count: 12, flags: 0, hashSize: 10007, keys: 10000 },
+  {
+    name: "commit of 1 record, libtdb's sync calls",
+    operation: "commit",
+    count: 100,
+    flags: 0,
+    hashSize: 10007,
+    keys: 1,
+    msync: true,
+  },
+  {
+    name: "commit of 100 records, libtdb's sync calls",
+    operation: "commit",
+    count: 60,
+    flags: 0,
+    hashSize: 10007,
+    keys: 100,
+    msync: true,
+  },
+  {
+    name: "commit of 10000 records, libtdb's sync calls",
+    operation: "commit",
+    count: 12,
+    flags: 0,
+    hashSize: 10007,
+    keys: 10000,
+    msync: true,
+  },
   { name: "commit of 1 record, not synced", operation: "commit", count: 10000, flags: 0x40, hashSize: 10007, keys: 1 },
   {
     name: "commit of 100 records, not synced",
@@ -156,10 +185,33 @@ async function run(
     String(startAt_ms),
   ]
   const command = side === "ours" ? [process.execPath, ours, ...args] : [driver, ...args]
-  const crowd = Array.from({ length: processes }, () => Bun.spawn(command, { stdout: "pipe", stderr: "inherit" }))
+  const env = one.msync === true ? { ...process.env, CTDB_BENCH_MSYNC: "1" } : process.env
+  const crowd = Array.from({ length: processes }, () => Bun.spawn(command, { stdout: "pipe", stderr: "inherit", env }))
   const times = await Promise.all(crowd.map((process) => new Response(process.stdout).text()))
   for (const process of crowd) if ((await process.exited) !== 0) throw new Error(`${side}: ${one.name} failed`)
   return Math.max(...times.map(Number)) / (count * processes)
+}
+
+/** How often a commit syncs, as the kernel is asked: "4 fdatasync, 4 msync". */
+function syncCalls(side: "ours" | "libtdb", one: Case): string {
+  const path = join(folder, "calls.tdb")
+  const count = (commits: number): Map<string, number> => {
+    rmSync(path, { force: true })
+    const args = [path, "commit", String(commits), String(one.flags), String(one.hashSize), "1", "1"]
+    const command = side === "ours" ? [process.execPath, ours, ...args] : [driver, ...args]
+    const env = one.msync === true ? { ...process.env, CTDB_BENCH_MSYNC: "1" } : process.env
+    const calls = "trace=fdatasync,fsync,msync,sync_file_range"
+    const traced = Bun.spawnSync(["strace", "-f", "-qq", "-e", calls, "-e", "signal=none", ...command], { env })
+    if (traced.exitCode !== 0) throw new Error(traced.stderr.toString())
+    const counts = new Map<string, number>()
+    for (const [, name] of traced.stderr.toString().matchAll(/^(?:\[pid +\d+\] )?(\w+)\(/gm)) {
+      counts.set(name!, (counts.get(name!) ?? 0) + 1)
+    }
+    return counts
+  }
+  const [few, many] = [count(1), count(11)]
+  const found = [...many].map(([name, n]) => `${(n - (few.get(name) ?? 0)) / 10} ${name}`)
+  return found.length === 0 ? "none" : found.join(" and ")
 }
 
 const median = (values: number[]): number => values.toSorted((a, b) => a - b)[values.length >> 1]!
@@ -182,7 +234,10 @@ for (const one of CASES) {
   const unit = (ns: number): string =>
     ns >= 1e6 ? `${(ns / 1e6).toFixed(2)} ms` : ns >= 1e4 ? `${(ns / 1e3).toFixed(1)} us` : `${ns.toFixed(0)} ns`
   console.log(
-    `${one.name.padEnd(42)} libtdb ${unit(real).padStart(9)}  ours ${unit(mine).padStart(9)}  ratio ${(real / mine).toFixed(2)}`,
+    `${one.name.padEnd(44)} libtdb ${unit(real).padStart(9)}  ours ${unit(mine).padStart(9)}  ratio ${(real / mine).toFixed(2)}`,
   )
+  if (one.operation === "commit" && one.keys === 1 && Bun.which("strace") !== null) {
+    for (const side of ["libtdb", "ours"] as const) console.log(`  syncs of a commit, ${side}: ${syncCalls(side, one)}`)
+  }
 }
 rmSync(folder, { recursive: true, force: true })
