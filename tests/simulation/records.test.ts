@@ -1,13 +1,15 @@
-// The main test of how records move: many random histories of clients that write under fetch-lock while nodes die, pause, lose
-// links and recover (records.ts), with the invariants looked at after every event. Then each rule in turn is broken on
+// The main test of how records move: many random histories of clients that write under fetch-lock or read delegated copies while nodes die,
+// pause, lose links and recover (records.ts), with the invariants looked at after every event. Then each rule in turn is broken on
 // purpose, in the running code, to see that the checker notices. CTDB_SOAK=N runs N histories, CTDB_SEED=N begins at another.
 
 import { afterEach, expect, test } from "bun:test"
 import { Calls } from "../../daemon/database/calls.ts"
 import type { Database } from "../../daemon/database/database.ts"
 import { ChainLocks } from "../../daemon/database/locks.ts"
+import { Delegations } from "../../daemon/database/readonly.ts"
 import { RecordHeader } from "../../daemon/database/record.ts"
 import { Databases } from "../../daemon/database/registry.ts"
+import { RecordFlag } from "../../lib/protocol/constants.ts"
 import { type Plan, planOf, runPlan, shrink } from "./records.ts"
 
 const soak = Number(process.env.CTDB_SOAK ?? 0)
@@ -26,13 +28,15 @@ function report(seed: number): string {
 
 let excluded = 0
 let marks = 0
+let copiesRead = 0
 for (let from = FIRST; from < FIRST + HISTORIES; from += BLOCK) {
   const to = Math.min(from + BLOCK, FIRST + HISTORIES) - 1
-  test(`histories ${from} to ${to}: no acknowledged mark is lost, one owner, rsn grows, all calls answered`, () => {
+  test(`histories ${from} to ${to}: no acknowledged mark is lost, one owner, no old copy, rsn grows, all calls answered`, () => {
     for (let seed = from; seed <= to; seed++) {
       const outcome = runPlan(planOf(seed))
       if (outcome.failure !== undefined) throw new Error(`history ${seed} failed\n${report(seed)}`)
       marks += outcome.marks
+      copiesRead += outcome.copiesRead
       if (outcome.excluded) excluded++
     }
   }, 120_000)
@@ -42,6 +46,7 @@ test("most histories were judged to their end, and had much to judge", () => {
   // Where a recovery leaves out a node that lives, what its clients write meanwhile is in no order with the others' writes.
   expect(excluded).toBeLessThan(HISTORIES * 0.08)
   expect(marks).toBeGreaterThan(HISTORIES * 100)
+  expect(copiesRead).toBeGreaterThan(HISTORIES * 30)
 })
 
 test("a seed gives the same history every time, to the last line", () => {
@@ -57,13 +62,14 @@ test("a seed gives the same history every time, to the last line", () => {
 test("the plans cover every kind of fault, and histories without any", () => {
   const kinds = new Map<string, number>()
   for (let seed = 1; seed <= 1000; seed++) {
-    const { faults, nodes, keys } = planOf(seed)
+    const { faults, nodes, keys, reading } = planOf(seed)
     const found = faults.length === 0 ? ["calm"] : faults.map(({ deed }) => deed.kind)
-    for (const kind of [...found, `${nodes} nodes`, `${keys} keys`]) kinds.set(kind, (kinds.get(kind) ?? 0) + 1)
+    for (const kind of [...found, `${nodes} nodes`, `${keys} keys`, `${reading} reading`])
+      kinds.set(kind, (kinds.get(kind) ?? 0) + 1)
   }
   expect([...kinds].filter(([, count]) => count < 30)).toEqual([])
-  // 10 kinds of fault, none, 3 sizes of cluster, 4 numbers of keys.
-  expect(kinds.size).toBe(18)
+  // 10 kinds of fault, none, 3 sizes of cluster, 4 numbers of keys, 3 shares of reading.
+  expect(kinds.size).toBe(21)
 })
 
 // ---- broken on purpose -------------------------------------------------------------------------------------------
@@ -106,6 +112,8 @@ interface Mutation {
   readonly method: string
   readonly by: (original: Method) => Method
   readonly found: RegExp
+  /** Clients of every history also read, and write between. */
+  readonly reading?: boolean
 }
 
 const mutations: readonly Mutation[] = [
@@ -176,12 +184,67 @@ const mutations: readonly Mutation[] = [
     by: () => () => {},
     found: /a client .* waits|can't be read/,
   },
+  {
+    rule: "nobody is told that the copy is taken back",
+    room: Delegations,
+    method: "holders",
+    by: () => () => [],
+    found: /for readers|reader on node|has rsn/,
+    reading: true,
+  },
+  {
+    rule: "one of those who have copies is forgotten",
+    room: Delegations,
+    method: "holders",
+    by: (original) =>
+      function (this: never, ...rest: never[]) {
+        return (original.apply(this, rest) as number[]).slice(1)
+      } as Method,
+    found: /for readers|reader on node|has rsn/,
+    reading: true,
+  },
+  {
+    rule: "copies that could not be taken back count as taken back",
+    room: Delegations,
+    method: "complete",
+    by: (original) =>
+      function (this: never, revoke: never, jenkins: never) {
+        original.apply(this, [revoke, jenkins, undefined] as never)
+      } as Method,
+    found: /for readers|reader on node|has rsn/,
+    reading: true,
+  },
+  {
+    rule: "a copy that comes late replaces what is newer",
+    room: Delegations,
+    method: "storeCopy",
+    by: () =>
+      function (this: never, database: Database, key: Uint8Array, _jenkins: number, value: Uint8Array) {
+        database.tdb.store(key, value)
+      } as unknown as Method,
+    found: /for readers|reader on node|went from|has rsn/,
+    reading: true,
+  },
+  {
+    rule: "the owner lets writers in while copies are out",
+    room: Delegations,
+    method: "meets",
+    by: () =>
+      function (this: never, database: Database, key: Uint8Array) {
+        rewrite(database, key.slice(), (header) => {
+          if (header.dmaster === database.pnn) header.flags &= ~RecordFlag.RO_FLAGS
+        })
+        return false
+      } as unknown as Method,
+    found: /for readers|reader on node|has rsn/,
+    reading: true,
+  },
 ]
 
-for (const { rule, room, method, by, found } of mutations) {
+for (const { rule, room, method, by, found, reading = false } of mutations) {
   test(`found out: ${rule}`, () => {
     replace(room, method, by)
-    const failure = firstFailure()
+    const failure = firstFailure(reading ? (plan) => ({ ...plan, reading: 0.7 }) : undefined)
     expect(failure ?? "not found").toMatch(found)
   }, 120_000)
 }

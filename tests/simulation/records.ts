@@ -1,5 +1,6 @@
 // Random histories of records: from a seed a plan (nodes, keys, clients, faults), from the plan a run in which the clients of
-// every node add their mark to records under fetch-lock, as smbd would, while nodes die, stand still, lose links and recover.
+// every node add their mark to records under fetch-lock, as smbd would, or read delegated copies of them, while nodes die, stand still, lose
+// links and recover.
 // The checker knows every mark that was acknowledged. It only finds; records.test.ts asserts.
 
 import type { Database } from "../../daemon/database/database.ts"
@@ -52,6 +53,8 @@ export interface Plan {
   /** Clients wait up to so long between two marks, and hold a lock up to so long (ms). */
   readonly thinkMs: number
   readonly holdMs: number
+  /** This share of what clients do is reading, for which a delegated copy is enough; 0: the database gives none. */
+  readonly reading: number
   readonly faults: readonly { readonly atMs: number; readonly deed: Deed }[]
   readonly endMs: number
 }
@@ -62,6 +65,8 @@ export interface Outcome {
   readonly failure: string | undefined
   /** Acknowledged marks. */
   readonly marks: number
+  /** Looks at delegated copies, each of which had the last mark. */
+  readonly copiesRead: number
   /** Marks that went with the only node that had them. */
   readonly lost: number
   /** A living node was left out of a recovery: what its clients wrote meanwhile is in no order with the others' writes. */
@@ -85,6 +90,7 @@ export function planOf(seed: number): Plan {
     clientsPerNode: 1 + random.below(3),
     thinkMs: random.pick([10, 40, 100]),
     holdMs: random.pick([0.5, 5, 40]),
+    reading: random.pick([0, 0, 0.3, 0.7]),
     faults,
     endMs,
   }
@@ -164,6 +170,11 @@ interface Seen {
 
 const header = new RecordHeader()
 
+/** The mark in a record's value, 0 for an empty one. */
+function markIn(value: Uint8Array): number {
+  return value.length >= LTDB_HEADER_SIZE + VALUE_BYTES ? readU32(value, LTDB_HEADER_SIZE) : 0
+}
+
 class Client {
   readonly process: SimProcess
   readonly session: Session
@@ -198,7 +209,12 @@ class Client {
         return
       }
       this.file = this.host.disk.files.get(DATABASE)
-      this.think()
+      if (this.history.plan.reading === 0) this.think()
+      else
+        this.session.request("SET_DB_READONLY", this.host.pnn, { request: ID }, (set) => {
+          if (set.ok) this.think()
+          else this.later(100, () => this.session.close())
+        })
     })
     return true
   }
@@ -229,31 +245,39 @@ class Client {
     this.later(this.random.between(0.1, this.history.plan.thinkMs), () => {
       if (this.wish.stopped) return
       this.busy = true
-      this.lock(this.random.pick(this.history.keys))
+      this.lock(this.random.pick(this.history.keys), this.random.chance(this.history.plan.reading))
     })
   }
 
-  private lock(key: KeyHistory): void {
+  private lock(key: KeyHistory, reading: boolean): void {
     const { tdb, locks } = this.file!
     const chain = tdb.chainOf(tdb.hash(key.key))
-    locks.wait(this, chain, () => this.later(0.01, () => this.locked(key, chain)))
+    locks.wait(this, chain, () => this.later(0.01, () => this.locked(key, chain, reading)))
   }
 
-  private locked(key: KeyHistory, chain: number): void {
+  private locked(key: KeyHistory, chain: number, reading: boolean): void {
     const { tdb, locks } = this.file!
     const value = tdb.fetch(key.key)
     if (value !== null && value.length >= LTDB_HEADER_SIZE) {
       header.read(value)
-      if (header.dmaster === this.host.pnn && (header.flags & RecordFlag.RO_HAVE_DELEGATIONS) === 0) {
+      if (reading) {
+        const isCopy = header.dmaster !== this.host.pnn
+        if (!isCopy || (header.flags & RecordFlag.RO_HAVE_READONLY) !== 0) {
+          this.history.read(key, markIn(value), this.host, isCopy)
+          locks.release(this, chain)
+          this.think()
+          return
+        }
+      } else if (header.dmaster === this.host.pnn && (header.flags & RecordFlag.RO_HAVE_DELEGATIONS) === 0) {
         this.later(this.random.between(0.01, this.history.plan.holdMs), () => this.write(key, chain))
         return
       }
     }
     locks.release(this, chain)
-    const flags = CallFlag.IMMEDIATE_MIGRATION
+    const flags = CallFlag.IMMEDIATE_MIGRATION | (reading ? CallFlag.WANT_READONLY : 0)
     this.session.call({ dbId: ID, key: key.key, callid: CallId.NULL, flags }, (reply) => {
-      if (reply.ok) this.lock(key)
-      else if (this.session.isOpen) this.later(20, () => this.lock(key))
+      if (reply.ok) this.lock(key, reading)
+      else if (this.session.isOpen) this.later(20, () => this.lock(key, reading))
     })
   }
 
@@ -261,7 +285,7 @@ class Client {
     const { tdb, locks } = this.file!
     const value = tdb.fetch(key.key)
     if (value === null) throw new Violation(`record of ${key.name} vanished under a lock`)
-    const before = value.length >= LTDB_HEADER_SIZE + VALUE_BYTES ? readU32(value, LTDB_HEADER_SIZE) : 0
+    const before = markIn(value)
     const written = new Uint8Array(LTDB_HEADER_SIZE + VALUE_BYTES)
     written.set(value.subarray(0, LTDB_HEADER_SIZE))
     writeU32(written, LTDB_HEADER_SIZE, this.history.mark(key, before, this.host))
@@ -279,6 +303,7 @@ class History {
   private readonly seen = new Map<string, Seen>()
   private readonly random: Random
   private nextMark = 1
+  private copiesRead = 0
   private stopping = false
   private over = false
   excluded = false
@@ -311,7 +336,15 @@ class History {
       failure = error instanceof Error ? (error.stack ?? error.message) : String(error)
     }
     const lost = this.keys.reduce((sum, key) => sum + key.lost, 0)
-    return { plan, world, failure, marks: this.nextMark - 1, lost, excluded: this.excluded }
+    return {
+      plan,
+      world,
+      failure,
+      marks: this.nextMark - 1,
+      copiesRead: this.copiesRead,
+      lost,
+      excluded: this.excluded,
+    }
   }
 
   // ---- clients -------------------------------------------------------------------------------------------------
@@ -341,7 +374,14 @@ class History {
     return id
   }
 
-  /** Somebody who owns the record finds that mark as the last one. */
+  /** A client reads a mark under the lock: in the record itself, or in a copy, which nobody may have left behind. */
+  read(key: KeyHistory, mark: number, host: Host, isCopy: boolean): void {
+    this.world.trace(`${host.pnn}c`, `${key.name}: reads mark ${mark}${isCopy ? " in a copy" : ""}`)
+    this.expect(key, mark, `a reader on node ${host.pnn}`)
+    if (isCopy) this.copiesRead++
+  }
+
+  /** Somebody who owns the record, or has a copy that is good for reading, finds that mark as the last one. */
   private expect(key: KeyHistory, found: number, who: string): void {
     if (this.excluded) return
     const index = key.indexOf(found)
@@ -460,7 +500,7 @@ class History {
         if (other === host || database === undefined || database.frozen || database.invalid) continue
         const value = database.tdb.fetch(key.key)
         if (value === null || value.length < LTDB_HEADER_SIZE + VALUE_BYTES) continue
-        const index = key.indexOf(readU32(value, LTDB_HEADER_SIZE))
+        const index = key.indexOf(markIn(value))
         if (index !== undefined) key.floor = Math.max(key.floor, index)
       }
     }
@@ -516,7 +556,7 @@ class History {
       seen.rsn = rsn
     }
     if (header.dmaster !== host.pnn) return
-    const mark = value.length >= LTDB_HEADER_SIZE + VALUE_BYTES ? readU32(value, LTDB_HEADER_SIZE) : 0
+    const mark = markIn(value)
     this.expect(key, mark, `node ${host.pnn}, which owns the record,`)
     for (const other of this.world.hosts) {
       const theirs = databaseOf(other)
@@ -526,6 +566,11 @@ class History {
       header.read(copy)
       if (header.dmaster === other.pnn) {
         throw new Violation(`nodes ${host.pnn} and ${other.pnn} both own ${key.name}`)
+      }
+      if ((header.flags & RecordFlag.RO_HAVE_READONLY) !== 0 && markIn(copy) !== mark) {
+        throw new Violation(
+          `node ${other.pnn} has mark ${markIn(copy)} of ${key.name} for readers, its owner has ${mark}`,
+        )
       }
       const copyRsn = header.rsnHi * 0x1_0000_0000 + header.rsnLo
       if (copyRsn >= rsn) {
@@ -641,11 +686,12 @@ export function shrink(plan: Plan): Outcome {
 
 if (import.meta.main) {
   const [from, to] = [Number(process.argv[2] ?? 1), Number(process.argv[3] ?? process.argv[2] ?? 1)]
-  let [marks, lost, excluded, failed, events] = [0, 0, 0, 0, 0]
+  let [marks, copiesRead, lost, excluded, failed, events] = [0, 0, 0, 0, 0, 0]
   const began = performance.now()
   for (let seed = from; seed <= to; seed++) {
     const outcome = runPlan(planOf(seed))
     marks += outcome.marks
+    copiesRead += outcome.copiesRead
     lost += outcome.lost
     events += outcome.world.events
     if (outcome.excluded) excluded++
@@ -664,5 +710,5 @@ if (import.meta.main) {
     console.log(JSON.stringify(shrunk.plan, undefined, 1), shrunk.failure)
   }
   const seconds = ((performance.now() - began) / 1000).toFixed(1)
-  console.log({ seeds: to - from + 1, failed, marks, lost, excluded, events, seconds })
+  console.log({ seeds: to - from + 1, failed, marks, copiesRead, lost, excluded, events, seconds })
 }
