@@ -514,7 +514,7 @@ export class Calls implements RecordTraffic {
       return
     }
     if (readOnly && packet.callid === CallId.FETCH_WITH_HEADER && requester !== database.pnn) {
-      this.delegate(database, packet, found, jenkins)
+      this.delegate(database, packet, bytes, found, jenkins)
       return
     }
     this.countHops(database, packet.hopcount)
@@ -531,12 +531,19 @@ export class Calls implements RecordTraffic {
   }
 
   /** Gives the requester a copy, and stays owner (section 6). */
-  private delegate(database: Database, packet: ReqCall, found: Found, jenkins: number): void {
+  private delegate(database: Database, packet: ReqCall, bytes: Uint8Array, found: Found, jenkins: number): void {
     const { srcnode: requester, reqid, key } = packet
-    if (!this.isReachable(requester)) return
+    if (!this.isReachable(requester)) {
+      this.keepUnsent(requester, bytes)
+      return
+    }
     const data = withHeader(this.delegations.grant(database, key, jenkins, found, requester), found.data)
     const reply = this.router.packet(Operation.REPLY_CALL, requester, { status: 0, data }, reqid)
-    this.router.send(encodePacket({ ...reply, generation: database.generation }, "daemon"), Priority.RECORD)
+    const sent = this.router.send(
+      encodePacket({ ...reply, generation: database.generation }, "daemon"),
+      Priority.RECORD,
+    )
+    if (!sent) this.keepUnsent(requester, bytes)
   }
 
   private countHops(database: Database, hops: number): void {

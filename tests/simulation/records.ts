@@ -371,6 +371,9 @@ class History {
     this.world.trace(`${host.pnn}c`, `${key.name}: mark ${id} after ${before}`)
     this.expect(key, before, `a client on node ${host.pnn}`)
     key.marks.push({ id, pnn: host.pnn, atMs: nowMs })
+    const state = host.node?.state
+    // Its node has left the cluster and waits for this client's lock to freeze: nobody will see what is written now.
+    if (state !== undefined && state.runState >= RunState.SETUP && !isActive(state.self)) this.died(host)
     return id
   }
 
