@@ -14,6 +14,7 @@ const PACKAGES: Readonly<Record<string, string>> = {
   gcc: "/usr/bin/gcc",
   iproute2: "/usr/sbin/ip",
   hyperfine: "/usr/bin/hyperfine",
+  strace: "/usr/bin/strace",
 }
 
 /** One `bun test` of its own. */
