@@ -1,6 +1,20 @@
 // Banning credits: the leader's memory of which nodes made trouble (cluster page 6.5). A node with too many is banned by
 // whoever asks here; this only counts.
 
+/**
+ * Which of the nodes that failed may be banned, worst first: never the only active one, nor so many that fewer than half of
+ * the nodes that are here would be left; and nobody for what all active nodes share, the asking one included. A cause that
+ * most nodes share is none of theirs: banning one after the other would end the cluster and leave the cause.
+ * @param active nodes that take part now
+ * @param banned nodes that are connected, and banned already
+ */
+export function bannable(faulty: readonly number[], active: readonly number[], banned: number): readonly number[] {
+  const candidates = faulty.filter((pnn) => active.includes(pnn))
+  if (candidates.length >= active.length) return []
+  const fewest = Math.max(1, Math.ceil((active.length + banned) / 2))
+  return candidates.slice(0, Math.max(0, active.length - fewest))
+}
+
 export class BanningCredits {
   private readonly credits = new Map<number, { count: number; lastMs: number }>()
 

@@ -61,8 +61,10 @@ export class RecoverySide {
       if (this.state.recoveryMode !== RecoveryMode.ACTIVE) {
         this.environment.log.notice("Recovery mode set to ACTIVE")
         this.state.recoveryMode = RecoveryMode.ACTIVE
-        this.armDropAddresses()
       }
+      // Also when the mode is ACTIVE already, from the start or by the node's own wish: a recovery that never ends must not
+      // leave addresses where nobody serves them.
+      this.armDropAddresses()
       answer({ status: 0 })
       return
     }

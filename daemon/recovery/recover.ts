@@ -11,6 +11,7 @@ import { BROADCAST_CONNECTED, Capability, DbFlag, RecoveryMode } from "../../lib
 import { decodeReply } from "../../lib/protocol/controls.ts"
 import type { DbidMap, NodeMap } from "../../lib/protocol/structs.ts"
 import { isActive } from "../state.ts"
+import { bannable } from "./banning.ts"
 import { Srvids } from "./collect.ts"
 import { hexId, type Known, type Outcome, recoverDatabase, type Surroundings } from "./database.ts"
 import type { RecoveryFiles } from "./files.ts"
@@ -18,7 +19,7 @@ import { Gate } from "./gate.ts"
 import { ProgressReport } from "./progress.ts"
 import { PhaseFailure, Requests } from "./requests.ts"
 import { type Ended, sleep, type Task, together } from "./task.ts"
-import { activePnns, connectedPnns, flagsOf } from "./view.ts"
+import { activePnns, connectedPnns, countBanned, flagsOf } from "./view.ts"
 
 export interface RecoveryOrder {
   readonly session: Session
@@ -288,15 +289,27 @@ class Recovery {
     return failing
   }
 
+  /** How many connected nodes are banned, as far as this node knows. */
+  private *bannedNodes(): Task<number> {
+    const own = this.order.pnn
+    const reply = (yield* this.requests.ask("GET_NODEMAP", [own], undefined, 0, LOOK_MS)).get(own)
+    return countBanned(readNodeMap(reply) ?? [])
+  }
+
   /** Nodes that let databases fail again and again are banned, if they still take part (cluster page 7.10). */
   private *banFaulty(credits: ReadonlyMap<number, number>): Task<void> {
     const { order, requests, members } = this
     if (order.tunables.EnableBans === 0) return
     const faulty = [...credits].filter(([, count]) => count >= BAN_CREDITS).sort((a, b) => b[1] - a[1] || a[0] - b[0])
-    const others = members.filter((pnn) => pnn !== order.pnn)
-    // All others at once: then perhaps the leader is the one that is cut off. One at a time shows.
-    const all = others.length > 1 && others.every((pnn) => faulty.some(([node]) => node === pnn))
-    for (const [pnn, count] of all ? faulty.slice(0, 1) : faulty) {
+    const pnns = faulty.map(([pnn]) => pnn)
+    const chosen = bannable(pnns, members, yield* this.bannedNodes())
+    const spared = pnns.filter((pnn) => !chosen.includes(pnn))
+    if (spared.length > 0) {
+      order.log.error(
+        `Node ${spared.join(", ")} failed again and again, but too many do: not banned, what they share may be no fault of theirs`,
+      )
+    }
+    for (const [pnn, count] of faulty.filter(([node]) => chosen.includes(node))) {
       const reply = (yield* requests.ask("GET_NODEMAP", [pnn], undefined, 0, LOOK_MS)).get(pnn)
       const flags = flagsOf(readNodeMap(reply) ?? [], pnn)
       if (flags === undefined || !isActive({ flags })) continue

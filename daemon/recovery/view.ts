@@ -2,7 +2,7 @@
 // Pure bookkeeping: asking and judging are in watch.ts.
 
 import { defaultTunables, type Tunables } from "../../lib/config/tunables.ts"
-import { RecoveryMode, RunState } from "../../lib/protocol/constants.ts"
+import { NodeFlag, RecoveryMode, RunState } from "../../lib/protocol/constants.ts"
 import type { NodeMap, VnnMap } from "../../lib/protocol/structs.ts"
 import { isActive, isConnected } from "../state.ts"
 
@@ -67,6 +67,11 @@ export function connectedPnns(nodeMap: NodeMap): number[] {
 
 export function activePnns(nodeMap: NodeMap): number[] {
   return nodeMap.filter(isActive).map((node) => node.pnn)
+}
+
+/** Connected nodes that are banned. */
+export function countBanned(nodeMap: NodeMap): number {
+  return nodeMap.filter((node) => isConnected(node) && (node.flags & NodeFlag.BANNED) !== 0).length
 }
 
 export function flagsOf(nodeMap: NodeMap, pnn: number): number | undefined {

@@ -13,12 +13,21 @@ import type { NodeMap } from "../../lib/protocol/structs.ts"
 import type { Leadership } from "../cluster/leader.ts"
 import type { RecoveryEnvironment } from "../environment.ts"
 import { isActive, isConnected, socketAddress } from "../state.ts"
-import { BanningCredits } from "./banning.ts"
+import { BanningCredits, bannable } from "./banning.ts"
 import type { Operation } from "./operation.ts"
 import { RecoveryFailure, recover } from "./recover.ts"
 import type { TakeoverRuns } from "./takeover.ts"
 import { askAll, askNodes, type Question, type Task } from "./task.ts"
-import { activePnns, connectedPnns, flagsOf, type MemberView, newOwnView, type OwnView, Silence } from "./view.ts"
+import {
+  activePnns,
+  connectedPnns,
+  countBanned,
+  flagsOf,
+  type MemberView,
+  newOwnView,
+  type OwnView,
+  Silence,
+} from "./view.ts"
 
 /** A pass waits this long for a member's answers; who is late is asked again in the next one. */
 const PROBE_MS = 2000
@@ -148,9 +157,16 @@ export class Watch {
   /** true: this node has banned itself. */
   private *banTroublemakers(): Task<boolean> {
     const limit = 2 * this.own.nodeMap.length
-    for (const pnn of this.credits.reached(limit)) {
+    const reached = this.credits.reached(limit)
+    const { nodeMap } = this.own
+    const chosen = bannable(reached, activePnns(nodeMap), countBanned(nodeMap))
+    for (const pnn of reached) {
       this.environment.log.error(`Node ${pnn} reached ${this.credits.count(pnn)} banning credits`)
       this.credits.forget(pnn)
+      if (!chosen.includes(pnn)) {
+        this.environment.log.error(`Node ${pnn} is not banned: too few nodes would be left`)
+        continue
+      }
       yield* this.ban(pnn)
       if (pnn === this.session.pnn) return true
     }
