@@ -171,6 +171,58 @@ for (const lock of LOCKS) {
   })
 }
 
+/** Nobody leads from now on: what is sent to a node is all that changes its recovery mode. */
+function leaderless(world: World): void {
+  for (const { recd } of world.hosts) if (recd !== undefined) world.freeze(recd)
+}
+
+for (const before of ["the node's own wish", "the start", "an earlier recovery"] as const) {
+  test(`row 9: in a recovery that never ends addresses are dropped, also when ${before} made the mode ACTIVE (stock: never)`, () => {
+    const tunables = { RecoveryDropAllIPs: 6 }
+    const world = cluster(3, true, { tunables })
+    const host = world.hosts[1]!
+    const { recovery, state } = host.node!
+    leaderless(world)
+    if (before === "the node's own wish") recovery.ask("A commit failed")
+    // A node that starts is ACTIVE before anybody says so.
+    if (before === "the start") state.recoveryMode = RecoveryMode.ACTIVE
+    const sinceMs = world.nowMs
+    // Once a second a recovery begins and fails at its end.
+    for (let round = 0; round < 8; round++) {
+      expect(ask(host, "SET_RECMODE", RecoveryMode.ACTIVE)).toBe(0)
+      const { generation } = state
+      state.generation = 1
+      expect(ask(host, "SET_RECMODE", RecoveryMode.NORMAL)).toBe(-1)
+      state.generation = generation
+      world.runFor(1000)
+    }
+    expect(said(world, sinceMs, "Been in recovery mode for too long. Dropping all IPS").length).toBe(1)
+  })
+}
+
+test("row 10: ACTIVE that comes while NORMAL is still checking the lock stays (stock: overwritten by NORMAL)", () => {
+  const world = cluster(3, true)
+  const host = world.hosts[1]!
+  const { recovery, state } = host.node!
+  leaderless(world)
+  const statuses: [string, number][] = []
+  recovery.setMode(RecoveryMode.ACTIVE, ({ status }) => statuses.push(["ACTIVE", status]))
+  recovery.setMode(RecoveryMode.NORMAL, ({ status }) => statuses.push(["NORMAL", status]))
+  expect(statuses).toEqual([["ACTIVE", 0]])
+  recovery.setMode(RecoveryMode.ACTIVE, ({ status }) => statuses.push(["again", status]))
+  // The check of the lock takes 5 s at most.
+  world.runFor(6000)
+  expect(statuses.slice(1).sort()).toEqual([
+    ["NORMAL", -1],
+    ["again", 0],
+  ])
+  expect(state.recoveryMode).toBe(RecoveryMode.ACTIVE)
+  recovery.setMode(RecoveryMode.NORMAL, ({ status }) => statuses.push(["at last", status]))
+  world.runFor(6000)
+  expect(statuses.at(-1)).toEqual(["at last", 0])
+  expect(state.recoveryMode).toBe(RecoveryMode.NORMAL)
+})
+
 test("row 11: a peer that refuses every connection is tried once a second (stock: 2000 times)", () => {
   const world = cluster(3, true)
   const [refusing, refused] = [world.hosts[0]!, world.hosts[2]!]
