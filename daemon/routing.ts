@@ -131,20 +131,23 @@ export class Router {
    */
   send(packet: Uint8Array, priority: Priority): boolean {
     const destnode = destnodeOf(packet)
+    const one = this.state.nodes[destnode]
+    if (one !== undefined) return (one.flags & NodeFlag.DELETED) === 0 && this.sendTo(one, packet, priority)
     const targets = this.targets(destnode)
     let reached = false
     for (const [index, node] of targets.entries()) {
       const copy = index === targets.length - 1 ? packet : packet.slice()
       putDestnode(copy, node.pnn)
-      this.state.statistics.now.nodePacketsSent++
-      if (node.pnn === this.state.pnn) {
-        this.environment.nextTurn(() => this.receiveFromSelf(copy))
-        reached = true
-      } else if (this.links().send(node.pnn, copy, priority)) {
-        reached = true
-      }
+      if (this.sendTo(node, copy, priority)) reached = true
     }
     return reached
+  }
+
+  private sendTo(node: NodeEntry, packet: Uint8Array, priority: Priority): boolean {
+    this.state.statistics.now.nodePacketsSent++
+    if (node.pnn !== this.state.pnn) return this.links().send(node.pnn, packet, priority)
+    this.environment.nextTurn(() => this.receiveFromSelf(packet))
+    return true
   }
 
   /** Bytes that were sent to that node, to that srvid on this one, and have not been taken: what a bulk sender waits by. */

@@ -193,7 +193,8 @@ export class Calls implements RecordTraffic {
   /** A client has gone: what waits behind its calls goes on by itself. */
   clientGone(client: LocalClient): void {
     for (const [database, pending] of this.pending) {
-      for (const { call } of pending) if (call.client === client) this.collapse.release(database, call.key)
+      for (const { call } of pending)
+        if (call.client === client) this.collapse.release(database, call.key, call.jenkins)
     }
   }
 
@@ -228,8 +229,8 @@ export class Calls implements RecordTraffic {
       return () => this.goOn(parked, () => this.begin(parked))
     }
     const collapses = this.state.tunables.FetchCollapse === 1
-    if (collapses && this.collapse.has(database, call.key)) {
-      this.collapse.join(database, call.key, again())
+    if (collapses && this.collapse.has(database, call.key, call.jenkins)) {
+      this.collapse.join(database, call.key, call.jenkins, again())
       return
     }
     const readOnly = wantsReadOnly(database, call.flags)
@@ -241,14 +242,15 @@ export class Calls implements RecordTraffic {
       this.answer(call, 0, readOnly ? asAskedFor(call, reply) : reply)
       return
     }
-    if (collapses) this.collapse.begin(database, key)
-    this.sendCall(call, found.header.dmaster, readOnly)
+    const sent = kept(call)
+    if (collapses) this.collapse.begin(database, sent.key, jenkins)
+    this.sendCall(sent, found.header.dmaster, readOnly)
   }
 
-  /** Asks the node that the local copy names for the record; it may know better by now. */
+  /** Asks the node that the local copy names for the record; it may know better by now. The call is this room's own. */
   private sendCall(call: ClientCall, destnode: number, readOnly: boolean): void {
     const { database } = call
-    const pending: PendingCall = { kind: "call", call: kept(call), readOnly, reqid: 0 }
+    const pending: PendingCall = { kind: "call", call, readOnly, reqid: 0 }
     pending.reqid = this.ids.add(pending)
     this.pending.get(database)?.add(pending)
     const bytes = encodePacket(this.requestOf(pending, destnode), "daemon")
@@ -316,7 +318,7 @@ export class Calls implements RecordTraffic {
     this.ids.remove(pending.reqid)
     const { call } = pending
     this.pending.get(call.database)?.delete(pending)
-    this.collapse.release(call.database, call.key)
+    this.collapse.release(call.database, call.key, call.jenkins)
     this.answer(call, status, pending.readOnly ? asAskedFor(call, data) : data)
   }
 
@@ -607,15 +609,21 @@ export class Calls implements RecordTraffic {
       srcnode: database.pnn,
       reqid,
       dbId: database.id,
-      rsn: { hi: header.rsnHi, lo: header.rsnLo },
       recordFlags: flags,
-      key,
-      data,
     }
+    const rsn = { hi: header.rsnHi, lo: header.rsnLo }
     const sent =
       lmaster === database.pnn
-        ? this.send({ ...common, operation: Operation.REPLY_DMASTER, destnode: requester })
-        : this.send({ ...common, operation: Operation.REQ_DMASTER, destnode: lmaster, dmaster: requester })
+        ? this.send({ operation: Operation.REPLY_DMASTER, destnode: requester, ...common, rsn, key, data })
+        : this.send({
+            operation: Operation.REQ_DMASTER,
+            destnode: lmaster,
+            dmaster: requester,
+            ...common,
+            rsn,
+            key,
+            data,
+          })
     // Not on its way: it stays here.
     if (!sent) {
       this.keepUnsent(lmaster === database.pnn ? requester : lmaster, bytes)
@@ -735,7 +743,7 @@ export class Calls implements RecordTraffic {
     const reply = resultOf(functionOf(pending), header, data)
     if (reply !== undefined) fate = decide(database, jenkins, header, data.length)
     settle(database, key, hash, header, data, fate)
-    if (database.volatile) database.hotKeys.count(key, this.environment.monotonicMs())
+    if (database.volatile) database.hotKeys.count(key, jenkins, this.environment.monotonicMs())
     this.sticky.arrived(database, key)
     this.complete(pending, 0, reply ?? NO_DATA)
   }
@@ -787,8 +795,9 @@ function asAskedFor({ callid }: ClientCall, data: Uint8Array): Uint8Array {
 }
 
 /** The call with key and data of its own: those of the packet are gone when its turn is over. */
-function kept(call: ClientCall): ClientCall {
-  return { ...call, key: call.key.slice(), data: call.data.slice() }
+function kept({ database, client, reqid, flags, callid, key, data, jenkins, hash, sinceMs }: ClientCall): ClientCall {
+  const ownData = data.length === 0 ? NO_DATA : data.slice()
+  return { database, client, reqid, flags, callid, key: key.slice(), data: ownData, jenkins, hash, sinceMs }
 }
 
 function hex(word: number): string {

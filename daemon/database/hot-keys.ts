@@ -23,7 +23,8 @@ interface Slot {
 }
 
 export class HotKeys {
-  private readonly counters = new Map<string, Counter>()
+  /** By the hash of the key: two keys of one hash, which are rare, count together. */
+  private readonly counters = new Map<number, Counter>()
   private slots: Slot[] = []
   private purgedMs = 0
 
@@ -33,23 +34,22 @@ export class HotKeys {
   ) {}
 
   /** A record has come to this node. */
-  count(key: Uint8Array, nowMs: number): void {
+  count(key: Uint8Array, jenkins: number, nowMs: number): void {
     if (nowMs - this.purgedMs > PURGE_MS) this.purge(nowMs)
-    const hex = Buffer.from(key.buffer, key.byteOffset, key.byteLength).toString("hex")
-    const counter = this.counters.get(hex)
+    const counter = this.counters.get(jenkins)
     let count = 1
-    if (counter === undefined) this.counters.set(hex, { count, sinceMs: nowMs })
+    if (counter === undefined) this.counters.set(jenkins, { count, sinceMs: nowMs })
     else if (nowMs - counter.sinceMs > WINDOW_MS) {
       counter.count = 1
       counter.sinceMs = nowMs
     } else count = ++counter.count
-    this.enter(hex, key, count)
+    const full = this.slots.length === HOT_KEYS_MAX
+    if (!full || count > (this.slots[0]?.count ?? 0)) this.enter(key, count, full)
   }
 
-  private enter(hex: string, key: Uint8Array, count: number): void {
+  private enter(key: Uint8Array, count: number, full: boolean): void {
     const { slots } = this
-    const full = slots.length === HOT_KEYS_MAX
-    if (full && count <= (slots[0]?.count ?? 0)) return
+    const hex = Buffer.from(key.buffer, key.byteOffset, key.byteLength).toString("hex")
     const known = slots.find((slot) => slot.hex === hex)
     if (known !== undefined) {
       if (count <= known.count) return
@@ -68,8 +68,8 @@ export class HotKeys {
 
   private purge(nowMs: number): void {
     this.purgedMs = nowMs
-    for (const [hex, counter] of this.counters) {
-      if (nowMs - counter.sinceMs > WINDOW_MS) this.counters.delete(hex)
+    for (const [jenkins, counter] of this.counters) {
+      if (nowMs - counter.sinceMs > WINDOW_MS) this.counters.delete(jenkins)
     }
   }
 

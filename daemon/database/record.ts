@@ -84,16 +84,23 @@ export function keyHash(key: Uint8Array): number {
   return jenkinsHash(key, 0, key.length)
 }
 
+let taken = new RecordHeader()
+/** The header into `taken`, and a copy of the data: one array and not two views of one. */
+const take: Parser<Uint8Array | undefined> = (bytes, start, length) => {
+  if (length < LTDB_HEADER_SIZE) return undefined
+  taken.read(bytes, start)
+  return length === LTDB_HEADER_SIZE ? NO_DATA : bytes.slice(start + LTDB_HEADER_SIZE, start + length)
+}
+
 /**
  * Reads a record. A missing one is made up as by a stock node (4.3), but reaches the file only with the store that follows:
  * the caller that serves it always has one.
  */
 export function fetchRecord(store: RecordStore, key: Uint8Array, jenkins: number, hash: number): Found {
-  const value = store.tdb.fetch(key, hash)
   const header = new RecordHeader()
-  if (value !== null && value.length >= LTDB_HEADER_SIZE) {
-    return { header: header.read(value), data: value.subarray(LTDB_HEADER_SIZE), stored: true }
-  }
+  taken = header
+  const data = store.tdb.parse(key, take, hash)
+  if (data !== undefined) return { header, data, stored: true }
   header.dmaster = store.lmasterOf(jenkins)
   if (store.volatile && header.dmaster === store.pnn) header.addRsn(1)
   else header.flags = RecordFlag.AUTOMATIC
