@@ -210,3 +210,30 @@ test("a commit that no node can store is refused without a recovery", () => {
   cluster.world.runFor(5000)
   expect(cluster.generation).toBe(generation)
 })
+
+for (const busy of [0, 2]) {
+  test(`a call of another node during a commit that waits on node ${busy}: both are answered, and so is the next commit`, () => {
+    // A stock owner drops the call with the record's chain locked: its next commit hangs until ControlTimeout, then come recoveries.
+    const cluster = new Cluster(3, "p.tdb", "DB_ATTACH_PERSISTENT")
+    expect(cluster.status(0, "TRANS3_COMMIT", commitOf(cluster.id, 1, "one"))).toBe(0)
+    const { generation } = cluster
+    const letGo = cluster.hold(busy, "key")
+    let committed: number | undefined
+    cluster.session(0).request("TRANS3_COMMIT", 0, { request: commitOf(cluster.id, 2, "two") }, ({ status }) => {
+      committed = status
+    })
+    cluster.world.runFor(50)
+    const call = cluster.call(1, "key", CallId.FETCH)
+    cluster.world.runFor(50)
+    expect(committed).toBeUndefined()
+    expect(call.reply === undefined).toBe(busy === 0)
+    letGo()
+    cluster.until("answers", () => committed !== undefined && call.reply !== undefined, 1000)
+    expect(committed).toBe(0)
+    expect(call.reply?.ok === true && Buffer.from(call.reply.data).toString()).toMatch(/^(one|two)$/)
+    for (const rsn of [3, 4])
+      expect(cluster.status(0, "TRANS3_COMMIT", commitOf(cluster.id, rsn, `commit ${rsn}`))).toBe(0)
+    for (const { pnn } of cluster.world.hosts) expect(cluster.copy(pnn, "key")?.data).toBe("commit 4")
+    expect(cluster.generation).toBe(generation)
+  })
+}
