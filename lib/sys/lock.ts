@@ -10,6 +10,7 @@ const libc = dlopen("libc.so.6", {
 }).symbols
 
 // asm-generic/fcntl.h
+const F_OFD_GETLK = 36
 const F_OFD_SETLK = 37
 const F_OFD_SETLKW = 38
 export const READ_LOCK = 0
@@ -40,6 +41,15 @@ export function tryLockRange(fd: number, type: LockType, start: number, length: 
     if (errno === EAGAIN || errno === EACCES) return false
     if (errno !== EINTR) throw new SysError("fcntl(F_OFD_SETLK)", errno, `fd ${fd} bytes ${start}+${length}`)
   }
+}
+
+/** Could this descriptor lock [start, start + length) now? Half the price of a lock and unlock. */
+export function isRangeFree(fd: number, type: LockType, start: number, length: number): boolean {
+  if (call(fd, F_OFD_GETLK, type, start, length) !== 0) {
+    throw new SysError("fcntl(F_OFD_GETLK)", lastErrno(), `fd ${fd} bytes ${start}+${length}`)
+  }
+  // l_type says what is in the way; the lower half of the first word.
+  return (flock[0]! & 0xffff) === UNLOCK
 }
 
 /** Lock [start, start + length), blocking this thread until it is free. */

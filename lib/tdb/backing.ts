@@ -89,7 +89,15 @@ interface Window {
   readonly buffer: ArrayBuffer
 }
 
-/** The map of a file, from file offset `base` on. Never unmaps before close, so that an older view stays valid. */
+/**
+ * The map of a file, from file offset `base` on. Never unmaps before close, so that an older view stays valid.
+ *
+ * A process that cuts the file without asking for locks (cp over it, a truncate) takes pages from under every mapping of it, libtdb's
+ * as well as this one: whoever touches them gets a SIGBUS, which no code that runs in a script engine can catch. So the size is looked
+ * at wherever that costs nothing beside the work (transaction start and commit, walks, checks, growth, locks that were waited for in
+ * recoveries), which makes a cut that has happened a typed error. It is not looked at in single operations: a system call is twice
+ * as long as a store. Files that several programs use are never to be replaced in place; rename(2) leaves the old one whole.
+ */
 export class FileBacking implements Backing {
   readonly onDisk = true
   words = new Int32Array(0)

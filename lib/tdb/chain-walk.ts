@@ -11,7 +11,7 @@ export class ChainWalk {
   private chain = 0
 
   constructor(private readonly db: Tdb) {
-    if (db.transaction === null) db.refresh()
+    db.look()
   }
 
   /**

@@ -46,7 +46,9 @@ export type RecordCheck = (key: Uint8Array, data: Uint8Array) => string | undefi
  * not exceptions. Raises LOCK when other locks are held.
  */
 export function check(db: Tdb, inspect?: RecordCheck): CheckResult {
-  const lock = !db.readOnly && db.locks.allrecordCount === 0
+  // Before the locks, which look into the header.
+  if (db.transaction === null) db.refresh()
+  const lock = !db.readOnly && db.locks.allrecordCount === 0 && db.size >= db.dataStart
   if (lock) db.lockAllrecord(false)
   try {
     if (db.transaction === null) db.refresh()

@@ -248,6 +248,13 @@ export class Tdb {
     this.adopt()
   }
 
+  /** Look how large the map is before much is done with it. Raises IO when somebody has cut its hash table off. */
+  look(): void {
+    if (this.transaction !== null) return
+    this.refresh()
+    if (this.size < this.dataStart) throw this.fail("IO", `map of ${this.size} bytes is shorter than its hash table`)
+  }
+
   /** Make the map `size` bytes long. The freelist is locked. */
   grow(size: number): void {
     try {

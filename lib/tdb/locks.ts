@@ -3,7 +3,7 @@
 // waits.ts; what a lock protects is not known here.
 
 import { SysError } from "../sys/errno.ts"
-import { lockRange, READ_LOCK, tryLockRange, unlockRange, WRITE_LOCK } from "../sys/lock.ts"
+import { isRangeFree, lockRange, READ_LOCK, tryLockRange, unlockRange, WRITE_LOCK } from "../sys/lock.ts"
 import { mapShared, releaseView, unmap, viewMemory } from "../sys/memory.ts"
 import { BUSY, LOCKED_AFTER_DEATH, lockMutex, MUTEX_SIZE, tryLockMutex, unlockMutex } from "../sys/mutex.ts"
 import { TdbError } from "./error.ts"
@@ -624,9 +624,8 @@ export class Locks {
   probeRecord(offset: number): boolean {
     if (this.allrecordCount !== 0) return this.allrecordWrite || this.upgradable
     if (this.noLock) return true
-    if (!tryLockRange(this.fd, WRITE_LOCK, offset, 1)) return false
-    unlockRange(this.fd, offset, 1)
-    return true
+    // To look is enough: who wants to stand on it needs the chain, which the caller has locked.
+    return isRangeFree(this.fd, WRITE_LOCK, offset, 1)
   }
 
   /** Release whatever is held for real, before the descriptor is closed: mutexes do not go away with it. */

@@ -53,7 +53,10 @@ interface Header {
 /**
  * Open a TDB file. Raises SysError when open(2) fails, TdbError FORMAT for a file that is none or is of an unknown kind (`errno` as
  * libtdb's open would set it), EINVAL for flags that do not go together, BUSY (with `wait` false), CORRUPT when a recovery is needed
- * and impossible. Blocks for other openers and committers unless `wait` is false.
+ * and impossible, NOSPACE when a new file does not fit on the disk. Blocks for other openers and committers unless `wait` is false.
+ *
+ * The flag NOMMAP is kept in `flags`, and the file is mapped nevertheless: on Linux what is stored through a mapping and what libtdb's
+ * NOMMAP users read and write is one page cache (tdb-format.md 12, 25), so peers can't tell, and CTDB and Samba set it on no file.
  */
 export function openTdb(path: string, options: OpenOptions = {}): Tdb {
   const openFlags = options.openFlags ?? 2
@@ -192,8 +195,9 @@ class Opening {
       this.initMutexes(hashSize, mutexSize)
       writeAt(this.fd, image, mutexSize)
     } catch (error) {
-      if (error instanceof SysError && error.errno === ENOSPC) truncateFile(this.fd, 0)
-      throw error
+      if (!(error instanceof SysError) || error.errno !== ENOSPC) throw error
+      truncateFile(this.fd, 0)
+      throw new TdbError("NOSPACE", this.path, error.message, undefined, ENOSPC)
     }
   }
 

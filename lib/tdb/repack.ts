@@ -21,7 +21,7 @@ export function wipe(db: Tdb): void {
   try {
     db.lockFreelist(true)
     try {
-      if (db.transaction === null) db.refresh()
+      db.look()
       db.forget()
       for (let chain = 0; chain < db.hashSize; chain++) {
         const head = AT_CHAINS + 4 * chain

@@ -93,6 +93,13 @@ export class Transaction {
     if (locks.allrecordCount !== 0 && locks.upgradable && !locks.upgradeAllrecord(false)) yield upgradeWaiting(locks)
     if (!locks.tryLockOpen(this.inPieces)) yield openWaiting(locks, this.inPieces)
     this.openLocked = true
+    db.backing.refresh()
+    if (db.backing.size < this.startSize) {
+      throw db.fail(
+        "IO",
+        `file was cut from ${this.startSize} to ${db.backing.size} bytes by somebody who ignores locks`,
+      )
+    }
     yield* this.writeRecoveryRecord()
     this.prepared = true
   }
@@ -434,6 +441,8 @@ export function startTransaction(db: Tdb, wait: boolean): boolean {
   if (db.locks.heldLists !== 0) throw db.fail("LOCK", "transaction while chains are locked")
   if (db.standing.length !== 0) throw db.fail("LOCK", "transaction inside a traverse")
   const locks = db.locks
+  // Before the locks, which look into the header.
+  db.look()
   if (!locks.lockTransaction(wait)) return false
   const marked = locks.allrecordCount !== 0
   for (;;) {
@@ -457,8 +466,7 @@ export function startTransaction(db: Tdb, wait: boolean): boolean {
       locks.unlockTransaction()
       return false
     }
-    db.refresh()
-    if (db.size < db.dataStart) throw db.fail("IO", `map of ${db.size} bytes is shorter than its hash table`)
+    db.look()
     const space = db.idleSpace ?? db.backing.openPrivate()
     if (db.idleSpace !== null) space.begin()
     db.idleSpace = null

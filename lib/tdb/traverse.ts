@@ -80,7 +80,7 @@ export class Walk {
 
   constructor(private readonly db: Tdb) {
     // A file that was cut since we looked would be a bus error later.
-    if (db.transaction === null) db.refresh()
+    db.look()
   }
 
   /**
@@ -221,7 +221,7 @@ export function traverse(db: Tdb, visitor: RecordVisitor): number {
   if (!reading && !locks.lockTransaction(locks.allrecordCount === 0)) {
     throw db.fail("LOCK", "a transaction or traverse is under way")
   }
-  if (db.transaction === null) db.refresh()
+  db.look()
   let count = 0
   try {
     for (let chain = 0; chain < db.hashSize; chain++) {
