@@ -5,7 +5,7 @@
 import { decode } from "../../lib/protocol/codec.ts"
 import { DbFlag, LOCK_BUCKET_SECONDS } from "../../lib/protocol/constants.ts"
 import { type DbStatistics, dbStatistics } from "../../lib/protocol/structs.ts"
-import { Filling, type Tdb } from "../../lib/tdb/tdb.ts"
+import { Filling, type Tdb, type Underway } from "../../lib/tdb/tdb.ts"
 import type { NodeEnvironment } from "../environment.ts"
 import type { NodeState } from "../state.ts"
 import { addLatency, type MutableLatency } from "../statistics.ts"
@@ -81,6 +81,8 @@ export class Database implements Freezable, RecordStore {
   private readonly passages = new Set<Passage>()
   /** While the transaction of a recovery stores records one behind the other: it was wiped, and nothing else was stored since. */
   private filling: Filling | undefined
+  /** The commit of the recovery's transaction, while it is under way. */
+  private committing: Underway | undefined
 
   constructor(
     readonly id: number,
@@ -183,6 +185,7 @@ export class Database implements Freezable, RecordStore {
   }
 
   invalidate(generation: number): void {
+    this.finishCommit()
     this.generation = generation
     if (this.volatile) this.invalid = true
   }
@@ -212,22 +215,41 @@ export class Database implements Freezable, RecordStore {
     return this.freezing === "frozen" && this.tid === tid
   }
 
-  /** Makes the new contents the database's. The transaction has ended also when it fails. @throws TdbError */
-  commitTransaction(): void {
+  /**
+   * Makes the new contents the database's, in pieces between the turns of the loop. `done` is called once, in this turn or a later
+   * one, with what went wrong or null; the transaction has ended in any case.
+   */
+  commitTransaction(done: (error: unknown) => void): void {
     const tid = this.tid
     if (tid === undefined) throw new Error(`commit of database ${this.name} without a transaction`)
     this.endPassages("committed")
     this.tid = undefined
+    let over = false
+    const end = (error: unknown) => {
+      over = true
+      this.committing = undefined
+      this.endLocking()
+      if (error === null) this.generation = tid
+      done(error)
+    }
     try {
       this.endFilling()
-      this.tdb.commit()
-    } finally {
-      this.endLocking()
+    } catch (error) {
+      this.tdb.cancel()
+      end(error)
+      return
     }
-    this.generation = tid
+    const committing = this.tdb.commitInPieces(this.environment, end)
+    if (!over) this.committing = committing
+  }
+
+  /** What can't wait for a commit that is under way: seldom, as whoever asked for it waits for its end. */
+  private finishCommit(): void {
+    this.committing?.finish()
   }
 
   cancelTransaction(): void {
+    this.finishCommit()
     this.endPassages("transaction cancelled")
     this.filling = undefined
     if (this.tid === undefined) return

@@ -326,13 +326,22 @@ export class Databases {
   }
 
   commitTransaction({ dbId, tid }: Transdb, answer: Answer): void {
-    this.work(answer, dbId, "commit", (database) => {
-      if (!this.isInTransaction(database, tid, "DB_TRANSACTION_COMMIT")) return false
-      database.commitTransaction()
-      // Others that are healthy have brought what this node may have lost; its own word on that counts for nothing.
-      const trusted = this.state.nodes.some((node) => node.flags === 0 && node.pnn !== this.state.pnn)
-      this.health?.recovered(database.name, trusted)
-      return true
+    this.queue(() => {
+      const database = this.byId.get(dbId)
+      if (database === undefined || !this.isInTransaction(database, tid, "DB_TRANSACTION_COMMIT")) {
+        answer({ status: -1 })
+        return
+      }
+      database.commitTransaction((error) => {
+        const good = this.attempt(dbId, "commit", () => {
+          if (error !== null) throw error
+          // Others that are healthy have brought what this node may have lost; its own word on that counts for nothing.
+          const trusted = this.state.nodes.some((node) => node.flags === 0 && node.pnn !== this.state.pnn)
+          this.health?.recovered(database.name, trusted)
+          return true
+        })
+        answer({ status: good ? 0 : -1 })
+      })
     })
   }
 
@@ -363,7 +372,11 @@ export class Databases {
    * the loop, in the order in which they were asked for.
    */
   private work(answer: Answer, id: number, what: string, step: (database: Database) => boolean): void {
-    this.steps.push(() => answer({ status: this.attempt(id, what, step) ? 0 : -1 }))
+    this.queue(() => answer({ status: this.attempt(id, what, step) ? 0 : -1 }))
+  }
+
+  private queue(step: () => void): void {
+    this.steps.push(step)
     if (this.steps.length === 1) this.environment.nextTurn(() => this.takeSteps())
   }
 
