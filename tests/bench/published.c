@@ -2,6 +2,7 @@
  * yardstick for the clients of `ctdb bench`, and somebody for them to start together with. Options and output are the stock programs'; three loads
  * that have no stock program (many records, controls, traverse) do what the stock client library does for them.
  *
+ *   published fetch_loop          -s SOCKET -t SECONDS -n NODES
  *   published fetch_loop_key      -s SOCKET -t SECONDS -D DATABASE -k KEY          Locks:N every second
  *   published fetch_ring          -s SOCKET -t SECONDS -n NODES -D DATABASE -k KEY
  *   published fetch_readonly_loop -s SOCKET -t SECONDS -n NODES -D DATABASE -k KEY [-r WRITES_PER_SECOND]   the writer is on node 0
@@ -475,6 +476,13 @@ int main(int argc, char **argv)
 			said++;
 		}
 		if (said < seconds) printf("Locks:%u\n", counter);
+	} else if (!strcmp(mode, "fetch_loop")) {
+		uint32_t counter = 0;
+		db = attach(database, DB_ATTACH);
+		barrier();
+		begin();
+		while (running()) for (int i = 0; i < 32; i++) counter = count_up(&db, key);
+		printf("Locks:%u\n", counter);
 	} else if (!strcmp(mode, "spread")) {
 		db = attach(database, DB_ATTACH);
 		uint32_t random = getpid() * 2654435761u;

@@ -68,6 +68,9 @@ Every figure of ours has the stock 4.17 daemon's (or libtdb's) beside it from th
 - Whole: our client on our nodes beside the stock client's algorithm, in C on libtdb (\`tests/bench/published.c\`), on stock nodes. It is what somebody
   gets who runs one or the other, and the product of the other two.
 
+The program in C has neither the memory management nor the event loop of stock's client library, and is faster than stock's own generators; so Whole
+is the lower bound of what a user sees.
+
 Whole decides where there is such a client, as its algorithm is the yardstick, but for rows that measure the daemon's transport (messages, controls).
 
 Of ${asked.length} rows with a target ${asked.length - below.length} hold.
