@@ -76,6 +76,7 @@ export class Leadership {
   private leaderTimer: Timer | undefined
   private priorityTime: Timeval
   private firstElection = true
+  private tickDueMs = 0
   /** When the last pause of this process ended. */
   private stoodStillMs = Number.NEGATIVE_INFINITY
   /** There was a leader since this recovery daemon began: the cluster is not a starting one. */
@@ -113,7 +114,8 @@ export class Leadership {
   /** Begins to watch and to broadcast. */
   start(): void {
     this.watchLeader()
-    this.tick(this.environment.monotonicMs())
+    this.tickDueMs = this.environment.monotonicMs()
+    this.tick()
   }
 
   /**
@@ -166,12 +168,21 @@ export class Leadership {
 
   // ---- broadcasts ----------------------------------------------------------------------------------------------
 
-  private tick(dueMs: number): void {
+  private tick(): void {
     if (this.stopped) return
-    const nowMs = this.environment.monotonicMs()
     this.check()
-    const lateMs = nowMs - dueMs
-    if (lateMs > PAUSE_MS) this.stoodStillMs = nowMs
+    this.noticePause()
+    this.announce()
+    this.tickDueMs = this.environment.monotonicMs() + BROADCAST_MS
+    this.environment.setTimer(BROADCAST_MS, () => this.tick())
+  }
+
+  /** After a pause messages may come before the timers that were due in it: both have to know. */
+  private noticePause(): void {
+    const nowMs = this.environment.monotonicMs()
+    const lateMs = nowMs - this.tickDueMs
+    if (lateMs <= PAUSE_MS) return
+    this.stoodStillMs = nowMs
     if (this.isLeader && this.held === undefined && lateMs > this.settings.leaderTimeoutS * 1000) {
       // Without a lock the others have elected somebody meanwhile; they adopt whoever broadcasts, so this one must not.
       this.environment.log.notice(`Stood still for ${Math.round(lateMs / 1000)} s: another node may lead by now`)
@@ -179,8 +190,6 @@ export class Leadership {
       this.setLeader(UNKNOWN_PNN)
       this.watchLeader()
     }
-    this.announce()
-    this.environment.setTimer(BROADCAST_MS, () => this.tick(nowMs + BROADCAST_MS))
   }
 
   private broadcast(leader: number): void {
@@ -191,6 +200,7 @@ export class Leadership {
   onLeaderMessage(data: Uint8Array): void {
     const leader = this.decodeMessage("leader", () => decode(u32, data))
     if (leader === undefined || this.stopped) return
+    this.noticePause()
     if (leader === UNKNOWN_PNN) {
       if (this.hasJustResumed()) this.sayAgain()
       else this.electionBegins()
@@ -423,6 +433,7 @@ export class Leadership {
       this.environment.log.warning(`Ignored election message of node ${message.pnn}: this cluster has a lock`)
       return
     }
+    this.noticePause()
     if (this.hasJustResumed() && this.wins(message)) {
       this.sayAgain()
       return
