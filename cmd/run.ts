@@ -275,6 +275,7 @@ class Daemon {
       exit: (status) => this.exit(status),
       databases: configuration.database,
       notifyScript: paths.notifyScript,
+      lockDebugScript: configuration.database.lockDebugScript ?? process.env.CTDB_DEBUG_LOCKS ?? paths.debugLocksScript,
       acceptClients: () => this.acceptClients(inBackground),
       recoveryEnvironment: {},
       recoveryArguments: [

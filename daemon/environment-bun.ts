@@ -11,7 +11,7 @@ import { connectUnix } from "../lib/net/unix.ts"
 import type { Timeval } from "../lib/protocol/structs.ts"
 import { processExists } from "../lib/sys/process.ts"
 import { selfCommand } from "../lib/sys/self.ts"
-import { lockHelper } from "./cluster/lock-helper.ts"
+import { lockHelper, readLines } from "./cluster/lock-helper.ts"
 import { type DatabaseDirectories, databaseFiles } from "./database/files-disk.ts"
 import type { NodeEnvironment, ProcessEnvironment, RecoveryEnvironment, RecoveryProcess } from "./environment.ts"
 import { diskFiles } from "./recovery/files.ts"
@@ -30,6 +30,7 @@ export interface ProcessSettings {
 export interface NodeProcessSettings extends ProcessSettings {
   readonly databases: DatabaseDirectories
   readonly notifyScript: string
+  readonly lockDebugScript: string
   readonly acceptClients: () => void
   /** Variables for the recovery daemon on top of this process's own. */
   readonly recoveryEnvironment: Readonly<Record<string, string>>
@@ -87,6 +88,7 @@ export function nodeEnvironment(settings: NodeProcessSettings): NodeEnvironment 
       setImmediate(() => done(0))
     },
     notify: (event) => notify(settings, event),
+    debugLocks: lockDebugger(settings),
     acceptClients: settings.acceptClients,
     memoryUsed: () => process.memoryUsage.rss(),
   }
@@ -139,4 +141,35 @@ function notify(settings: NodeProcessSettings, event: string): void {
   void child.exited.then((status) => {
     if (status !== 0) settings.log.error(`Notification script ${path} failed for event ${event}: status ${status}`)
   })
+}
+
+/**
+ * Runs `SCRIPT PID RECORD|DB PATH MUTEX|FCNTL` (data path page 8.4), where PID is this process: its threads wait for locks, and no helper of
+ * its own. What it says goes to the log. Not while an earlier one runs: a lock that stays busy must not cost more and more processes.
+ */
+function lockDebugger({
+  lockDebugScript: script,
+  log,
+  onChildOutput,
+}: NodeProcessSettings): NodeEnvironment["debugLocks"] {
+  let running = false
+  return (what, path, mutexes) => {
+    if (running) return
+    try {
+      const child = Bun.spawn([script, String(process.pid), what, path, mutexes ? "MUTEX" : "FCNTL"], {
+        argv0: "debug_locks",
+        stdin: "ignore",
+        stdout: "pipe",
+        stderr: "pipe",
+      })
+      running = true
+      void readLines(child.stdout, onChildOutput)
+      void readLines(child.stderr, onChildOutput)
+      void child.exited.then(() => {
+        running = false
+      })
+    } catch (error) {
+      log.error(`Failed to run lock debug script ${script}: ${error instanceof Error ? error.message : String(error)}`)
+    }
+  }
 }

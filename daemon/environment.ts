@@ -100,6 +100,8 @@ export interface NodeEnvironment extends ProcessEnvironment {
   runEvent(event: string, argument: string, timeoutS: number, done: (status: number) => void): void
   /** Tells the notification script; fire and forget (events page, section 15). */
   notify(event: string): void
+  /** Runs the script that shows who holds up a lock of that file (data path page 8.4); fire and forget. */
+  debugLocks(what: "RECORD" | "DB", path: string, mutexes: boolean): void
   /** Opens the client socket: from now on clients are served (wire-protocol page, section 11). */
   acceptClients(): void
   /** Bytes the process holds, for statistics. */

@@ -113,7 +113,8 @@ function commandOf(lock: string, helper: string | undefined): { command: readonl
   return selfCommand("mutex-fcntl-helper", "ctdb_mutex_fcntl_helper", [lock])
 }
 
-async function readLines(stream: ReadableStream<Uint8Array>, onLine: (line: string) => void): Promise<void> {
+/** Hands on what comes, line by line, until the stream ends. */
+export async function readLines(stream: ReadableStream<Uint8Array>, onLine: (line: string) => void): Promise<void> {
   const decoder = new TextDecoder()
   let rest = ""
   for await (const chunk of stream) {

@@ -363,6 +363,7 @@ export class Host {
         world.at(world.nowMs + world.random.between(1, 30), process, () => done(this.eventStatus(event)))
       },
       notify: () => {},
+      debugLocks: (what, path) => world.trace(process.name, `debug_locks ${what} ${path}`),
       acceptClients: () => {
         this.acceptClients = true
       },
