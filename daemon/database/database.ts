@@ -5,9 +5,9 @@
 import { decode } from "../../lib/protocol/codec.ts"
 import { DbFlag, LOCK_BUCKET_SECONDS } from "../../lib/protocol/constants.ts"
 import { type DbStatistics, dbStatistics } from "../../lib/protocol/structs.ts"
-import { Filling, type Tdb, type Underway } from "../../lib/tdb/tdb.ts"
+import { Filling, MUTEX_LOCKING, type Tdb, type Underway } from "../../lib/tdb/tdb.ts"
 import type { NodeEnvironment } from "../environment.ts"
-import type { NodeState } from "../state.ts"
+import { isActive, type NodeState } from "../state.ts"
 import { addLatency, type MutableLatency } from "../statistics.ts"
 import type { DatabaseKind, FileUpdates, OpenedFile } from "./files.ts"
 import type { Freezable } from "./freeze.ts"
@@ -106,11 +106,15 @@ export class Database implements Freezable, RecordStore {
         state.statistics.now.locks.numPending++
       },
       served: (seconds) => this.countLock(seconds, "RECORD"),
-      slow: (what, seconds) =>
+      slow: (what, seconds) => {
         environment.log.warning(
           `Unable to get ${what} lock on database ${name} for ${Math.round(seconds)} seconds` +
             (what === "RECORD" ? ` (${this.locks.waitingCount} requests wait)` : ""),
-        ),
+        )
+        // On a node that takes no part in the cluster, the freeze holds up everything: nobody need be told by whom.
+        if (what === "RECORD" && !isActive(state.self)) return
+        environment.debugLocks(what, this.path, (this.openFlags & MUTEX_LOCKING) !== 0)
+      },
     })
   }
 

@@ -237,3 +237,31 @@ for (const busy of [0, 2]) {
     expect(cluster.generation).toBe(generation)
   })
 }
+
+test("a chain, or a whole file, that a client keeps: logged and shown to the debug script every ten seconds", () => {
+  const cluster = new Cluster(2)
+  const shown = () =>
+    cluster.world
+      .traceText()
+      .split("\n")
+      .filter((line) => line.includes("debug_locks")).length
+  const letGo = cluster.hold(1, KEY)
+  const call = cluster.call(1, KEY, CallId.NULL)
+  cluster.world.runFor(25_000)
+  expect(shown()).toBe(2)
+  expect(cluster.world.traceText()).toContain(`debug_locks RECORD /sim/${cluster.name}.1`)
+  let frozen = false
+  cluster.session(1).request("DB_FREEZE", 1, { request: cluster.id }, () => {
+    frozen = true
+  })
+  cluster.world.runFor(11_000)
+  expect(cluster.world.traceText()).toContain(`debug_locks DB /sim/${cluster.name}.1`)
+  letGo()
+  cluster.until("the freeze", () => frozen, 1000)
+  const told = shown()
+  // A freeze that stands is nobody's fault.
+  cluster.world.runFor(15_000)
+  expect(shown()).toBe(told)
+  expect(cluster.status(1, "DB_THAW", cluster.id)).toBe(0)
+  cluster.until("the call's answer", () => call.reply !== undefined, 1000)
+})
