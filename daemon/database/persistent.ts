@@ -369,14 +369,25 @@ export class Persistent {
 
 const ours = new RecordHeader()
 
-/** A newer record takes the place of the copy that is here; where there is none, none is made (12.3). */
+/**
+ * A newer record takes the place of the copy that is here; where there is none, none is made (12.3). One that is not newer, with the same
+ * data, was late: from before a recovery, if a link was slow. A stock node takes its header, and with it an owner of the past; here it
+ * only ends what readers have.
+ */
 function replaceCopy(database: Database, key: Uint8Array, jenkins: number, data: Uint8Array): string | undefined {
   const theirs = new RecordHeader().read(data)
   const value = database.tdb.fetch(key, jenkins)
   if (value === null || value.length === 0) return undefined
   if (value.length >= LTDB_HEADER_SIZE) {
     ours.read(value)
-    if (isOlder(ours, theirs) && !sameData(value, 0, value.length, data)) return olderThan(ours, theirs)
+    if (isOlder(ours, theirs)) {
+      if (!sameData(value, 0, value.length, data)) return olderThan(ours, theirs)
+      if ((ours.flags & RecordFlag.RO_HAVE_READONLY) === 0) return undefined
+      ours.flags = (ours.flags & ~RecordFlag.RO_FLAGS) | RecordFlag.MIGRATED_WITH_DATA
+      ours.write(value)
+      database.tdb.store(key, value)
+      return undefined
+    }
   }
   const { tdb, volatile, pnn } = database
   const store = { tdb, volatile, pnn, lmasterOf: (hash: number) => database.lmasterOf(hash), deletions: undefined }

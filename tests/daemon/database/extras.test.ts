@@ -59,6 +59,21 @@ test("a revoke that nobody remembers is begun again: no abort, and the caller is
   expect(cluster.copy(2, KEY)).toEqual({ rsn: 5, dmaster: 1, flags: MIGRATED, data: "x" })
 })
 
+test("an update that comes late, from before a recovery, takes nobody's record away and ends a reader's copy", () => {
+  const cluster = new Cluster(3)
+  const late = { dbId: cluster.id, records: [{ reqid: 0, key: bytes(KEY), data: header(5, 2, MIGRATED, bytes("x")) }] }
+  // A stock node puts the old header in its place, and the record belongs to node 2, which knows nothing of that.
+  cluster.put(0, KEY, { rsn: 9, dmaster: 0, flags: MIGRATED, data: "x" })
+  expect(cluster.status(0, "UPDATE_RECORD", late)).toBe(0)
+  expect(cluster.copy(0, KEY)).toEqual({ rsn: 9, dmaster: 0, flags: MIGRATED, data: "x" })
+  cluster.put(0, KEY, { rsn: 9, dmaster: 1, flags: RecordFlag.RO_HAVE_READONLY, data: "x" })
+  expect(cluster.status(0, "UPDATE_RECORD", late)).toBe(0)
+  expect(cluster.copy(0, KEY)).toEqual({ rsn: 9, dmaster: 1, flags: MIGRATED, data: "x" })
+  cluster.put(0, KEY, { rsn: 9, dmaster: 0, flags: MIGRATED, data: "y" })
+  expect(cluster.status(0, "UPDATE_RECORD", late)).toBe(1)
+  expect(cluster.copy(0, KEY)).toEqual({ rsn: 9, dmaster: 0, flags: MIGRATED, data: "y" })
+})
+
 test("what was delegated and then deleted does not come back with a recovery", () => {
   const cluster = new Cluster(3)
   readOnly(cluster)
