@@ -118,13 +118,14 @@ export function footnotes(result: Result): string {
   const { machine, samples, seconds, warmup } = result
   const lines = [
     `${machine.processors} processors (${machine.model}), ${machine.memoryGb} GB, Linux ${machine.kernel}.`,
-    `Median (least .. most) of ${samples} samples of ${figure(seconds / samples)} s after ${figure(warmup)} s of warm-up; recoveries are counted, not timed so.`,
+    `Median (least .. most) of ${samples} samples of ${figure(seconds / samples)} s after ${figure(warmup)} s of warm-up.`,
+    "Recoveries and memory are sampled one by one.",
     ...(result.targets.length > 1
       ? [`Targets were measured by turns. Ratio: how many times better ${result.targets[0]} is, of each turn.`]
       : []),
-    "Latencies come from a run of their own and contain what a client that waits could not begin (coordinated omission).",
-    "Client us, daemon us: processor time of one operation in all client processes, and in all daemons. Others' load: share of the machine that",
-    "other processes used meanwhile.",
+    "Latencies: a run of their own, with what a client that waits could not begin (coordinated omission).",
+    "Client us, daemon us: processor time of one operation in all client processes and in all daemons.",
+    "Others' load: share of the machine that other processes used meanwhile.",
   ]
   return `${lines.join("\n")}\n`
 }

@@ -49,8 +49,8 @@ beforeAll(() => {
 afterAll(() => rmSync(directory, { recursive: true, force: true }))
 
 describe.skipIf(!stockInstalled).each<[Kind, string]>([
-  ["stock", "127.81.1."],
-  ["ours", "127.81.2."],
+  ["stock", "127.64.1."],
+  ["ours", "127.64.2."],
 ])("on %s nodes", (kind, prefix) => {
   const cluster = new MixedCluster(prefix, [kind, kind], { lock: true, tunables: ["RerecoveryTimeout=1"] })
   let sockets: readonly string[] = []
@@ -119,13 +119,33 @@ describe.skipIf(!stockInstalled).each<[Kind, string]>([
   }, 60_000)
 
   test.each([
-    ["messages", "message_ring", [], /^Waiting for cluster\nRing\[0\]: [\d.]+ msgs\/sec \(\+ve=\d+ -ve=\d+\)\n$/],
-    ["ring", "fetch_ring", ["-D", "ring.tdb", "-k", "meet"], /^Waiting for cluster\nFetch\[0\]: [\d.]+ msgs\/sec\n$/],
-    ["g-lock", "g_lock_loop", [], /^Waiting for cluster\nPNN:0 counter:\d+\n$/],
+    ["messages", [], "message_ring", [], /^Waiting for cluster\nRing\[0\]: [\d.]+ msgs\/sec \(\+ve=\d+ -ve=\d+\)\n$/],
+    [
+      "ring",
+      ["--db", "ring.tdb", "--key", "meet"],
+      "fetch_ring",
+      ["-D", "ring.tdb", "-k", "meet"],
+      /^Waiting for cluster\nFetch\[0\]: [\d.]+ msgs\/sec\n$/,
+    ],
+    ["g-lock", [], "g_lock_loop", [], /^Waiting for cluster\nPNN:0 counter:\d+\n$/],
+    ["contention", [], "fetch_loop", [], /^Waiting for cluster\nLocks:\d+\n$/],
+    [
+      "readonly",
+      [],
+      "fetch_readonly_loop",
+      ["-D", "fetch_readonly_loop.tdb", "-k", "testkey"],
+      /^Waiting for cluster\nLocks:\d+\n$/,
+    ],
+    [
+      "persistent",
+      ["--kind", "persistent", "--db", "meet.tdb"],
+      "transaction_loop",
+      ["-D", "meet.tdb", "-k", "testkey", "-T", "persistent"],
+      /^Waiting for cluster\nTransaction\[0\]: +[1-9]\d* +[1-9]\d* \n$/,
+    ],
   ] as const)(
-    "%s and a published %s start together and work with each other",
-    async (ours, theirs, words, line) => {
-      const names = ours === "ring" ? ["--db", "ring.tdb", "--key", "meet"] : []
+    "%s %j and a published %s start together and work with each other",
+    async (ours, names, theirs, words, line) => {
       const [mine, other] = await Promise.all([
         bench(ours, "--socket", sockets[1]!, "--nodes", "2", ...names, "--seconds", "1", "--warmup", "1.5", "--json"),
         ran([published, theirs, "-s", sockets[0]!, "-n", "2", "-t", "4", ...words]),

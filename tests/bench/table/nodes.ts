@@ -9,7 +9,7 @@ import { attach } from "../../../lib/client/attach.ts"
 import { traverse } from "../../../lib/client/traverse.ts"
 import type { Kind } from "../../peers/nodes.ts"
 import { waitUntil } from "../../peers/stock.ts"
-import { flood, stampede } from "../pressure.ts"
+import { flood, recovery, stampede } from "../pressure.ts"
 import { populate } from "../recovery.ts"
 import { bench, type Pair, publishedOnce, withPair } from "./clusters.ts"
 import { compared, type Line, limited } from "./lines.ts"
@@ -133,6 +133,14 @@ export async function pressureLines(): Promise<Line[]> {
       ms(stockFlood.nodes.broadcast),
     ]),
   ]
+}
+
+/** How late nodes answer their clients while they recover. */
+export async function stallLines(): Promise<Line[]> {
+  const [ours, stock] = [await recovery("ours"), await recovery("stock")]
+  const what = "recovery of 100 000 records in 50 databases: worst answer of a node to its client meanwhile"
+  const limit = { text: "<= 50 ms", holds: ours.worst <= 50 }
+  return [limited("Recovery", what, [`${figure(ours.worst)} ms`, `${figure(stock.worst)} ms`], limit)]
 }
 
 /** Sync calls that a commit from node 0 costs another node, all its processes together. */
