@@ -141,12 +141,14 @@ export class Databases {
       refuse("not a database name")
       return
     }
-    if (state.tunables.AllowClientDBAttach === 0) {
+    const inRecovery = (control.flags & ControlFlag.ATTACH_RECOVERY) !== 0
+    // A recovery's attach is no client's wish: a node that refused it would be banned for a setting (cluster page 10.3, row 27).
+    const ofRecovery = inRecovery && state.recoveryMode === RecoveryMode.ACTIVE
+    if (state.tunables.AllowClientDBAttach === 0 && !ofRecovery) {
       refuse("AllowClientDBAttach is 0")
       return
     }
     if (client !== undefined) {
-      const inRecovery = (control.flags & ControlFlag.ATTACH_RECOVERY) !== 0
       if (!isActive(state.self)) {
         refuse("this node is inactive")
         return

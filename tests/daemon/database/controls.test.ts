@@ -62,6 +62,11 @@ test("attach: refused by AllowClientDBAttach, outside of a recovery with the rec
   expect(cluster.control(0, "DB_ATTACH", "x.tdb", ControlFlag.ATTACH_RECOVERY)).toMatchObject({ ok: false, status: -1 })
   cluster.control(0, "SET_TUNABLE", { name: "AllowClientDBAttach", value: 0 })
   expect(cluster.status(0, "DB_ATTACH", cluster.name)).toBe(-1)
+  expect(cluster.control(0, "DB_ATTACH", "x.tdb", ControlFlag.ATTACH_RECOVERY)).toMatchObject({ ok: false, status: -1 })
+  // Row 27 of the weak points: what a recovery attaches is no client's wish.
+  cluster.node(0).recovery.ask("test")
+  expect(cluster.control(0, "DB_ATTACH", "x.tdb", ControlFlag.ATTACH_RECOVERY)).toMatchObject({ ok: true })
+  cluster.until("recovery", () => cluster.node(0).state.recoveryMode === RecoveryMode.NORMAL)
   cluster.control(0, "SET_TUNABLE", { name: "AllowClientDBAttach", value: 1 })
   cluster.control(1, "STOP_NODE")
   expect(cluster.status(1, "DB_ATTACH", cluster.name)).toBe(-1)
