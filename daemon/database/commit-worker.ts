@@ -6,11 +6,14 @@ import { decode } from "../../lib/protocol/codec.ts"
 import { recBuffer } from "../../lib/protocol/structs.ts"
 import { SysError } from "../../lib/sys/errno.ts"
 import { freelistSize, openTdb, type Tdb, TdbError } from "../../lib/tdb/tdb.ts"
-import type { UpdateResult } from "./files.ts"
+import type { Mark, UpdateResult } from "./files.ts"
 import { applyRecords } from "./update.ts"
 
-/** A record buffer to store; a number of pieces of free space from which on the file is written anew; or only a sync. */
-export type CommitWork = Uint8Array | number | "sync"
+/**
+ * A record buffer to store; records as they are to lie in the file; a number of pieces of free space from which on the file is
+ * written anew; or only a sync.
+ */
+export type CommitWork = Uint8Array | readonly Mark[] | number | "sync"
 
 /** To the thread: write this, or forget the file. */
 export type CommitOrder =
@@ -73,10 +76,11 @@ function repack(tdb: Tdb, pieces: number): CommitReport {
   return { outcome: "applied", reason: String(size) }
 }
 
-function finish(tdb: Tdb, bytes: Uint8Array): CommitReport {
+function finish(tdb: Tdb, work: Uint8Array | readonly Mark[]): CommitReport {
   let refused: string | undefined
   try {
-    refused = applyRecords(tdb, decode(recBuffer, bytes))
+    if (work instanceof Uint8Array) refused = applyRecords(tdb, decode(recBuffer, work))
+    else for (const { key, value } of work) value === undefined ? tdb.delete(key) : tdb.store(key, value)
   } catch (error) {
     tdb.cancel()
     throw error

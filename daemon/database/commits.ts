@@ -3,7 +3,7 @@
 
 import type { Scheduler, Timer } from "../../lib/net/ports.ts"
 import type { CommitOrder, CommitReport, CommitWork } from "./commit-worker.ts"
-import type { FileUpdates, UpdateResult } from "./files.ts"
+import type { FileUpdates, Mark, UpdateResult } from "./files.ts"
 
 /** So many files are written at a time; a thread is made when all others are busy. */
 const THREADS_MAX = 4
@@ -67,6 +67,11 @@ export class CommitThreads {
     return new CommitFile(this, ++this.files, path, flags, maxDead)
   }
 
+  /** A file whose records have no headers. */
+  openRaw(path: string, flags: number): CommitFile {
+    return new CommitFile(this, ++this.files, path, flags, 0)
+  }
+
   /** A thread that has nothing to do, the given one if it can be. */
   take(file: CommitFile, last: Thread | undefined): Thread | undefined {
     if (last !== undefined && last.busy === undefined) return last
@@ -121,6 +126,11 @@ class CommitFile implements FileUpdates {
 
   repack(pieces: number, done: (result: UpdateResult) => void): void {
     this.add(pieces, done)
+  }
+
+  /** Records as they are to lie in the file. */
+  store(marks: readonly Mark[], done: (result: UpdateResult) => void): void {
+    this.add(marks, done)
   }
 
   /** One for all who ask while another is under way. */

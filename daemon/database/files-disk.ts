@@ -43,7 +43,17 @@ export function databaseFiles(directories: DatabaseDirectories, scheduler: Sched
     openHealth: (pnn) => {
       const openFlags = constants.O_RDWR | constants.O_CREAT
       const flags = DISALLOW_NESTING
-      return openTdb(healthPath(pnn), { flags, hashSize: HEALTH_HASH_SIZE, openFlags, mode: FILE_MODE })
+      const path = healthPath(pnn)
+      const tdb = openTdb(path, { flags, hashSize: HEALTH_HASH_SIZE, openFlags, mode: FILE_MODE })
+      const file = threads.openRaw(path, tdb.flags)
+      return {
+        tdb,
+        write: (marks, done) => file.store(marks, done),
+        close: () => {
+          file.close()
+          tdb.close()
+        },
+      }
     },
     setHealthAside: (pnn) => setAside(healthPath(pnn)),
   }

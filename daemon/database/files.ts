@@ -50,6 +50,21 @@ export interface FileUpdates {
   close(): void
 }
 
+/** A record of the file of health marks; no value removes it. */
+export interface Mark {
+  readonly key: Uint8Array
+  readonly value: Uint8Array | undefined
+}
+
+/** The file of health marks (data path page 9.5). */
+export interface HealthFile {
+  /** As it was found. */
+  readonly tdb: Tdb
+  /** Stores marks in one transaction, after those before it; `done` in a later turn, when they are on the disk. */
+  write(marks: readonly Mark[], done: (result: UpdateResult) => void): void
+  close(): void
+}
+
 export interface OpenedFile {
   readonly path: string
   readonly tdb: Tdb
@@ -77,7 +92,7 @@ export interface DatabaseFiles {
   persistentNames(pnn: number): readonly string[]
   /** Moves a damaged persistent database's file out of the way; its new path. @throws Error */
   setAside(name: string, pnn: number): string
-  /** The file of health marks (data path page 9.5). @throws TdbError, SysError */
-  openHealth(pnn: number): Tdb
+  /** Opens or creates it. @throws TdbError, SysError */
+  openHealth(pnn: number): HealthFile
   setHealthAside(pnn: number): string
 }

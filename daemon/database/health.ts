@@ -1,9 +1,9 @@
 // Which persistent databases can't be trusted, and why: marks that outlive the daemon (data path page 9.5, tdb-format page
 // 9.8). It keeps them; what follows from a mark is decided where databases are used.
 
-import { SysError } from "../../lib/sys/errno.ts"
 import { TdbError, traverseRead } from "../../lib/tdb/tdb.ts"
 import type { NodeEnvironment } from "../environment.ts"
+import type { HealthFile } from "./files.ts"
 
 const text = new TextDecoder()
 const bytes = new TextEncoder()
@@ -13,7 +13,7 @@ export class Health {
   private readonly reasons = new Map<string, string>()
   /** Databases whose mark in the file is not the one that counts. */
   private readonly unwritten = new Set<string>()
-  private tdb: ReturnType<NodeEnvironment["databases"]["openHealth"]> | undefined
+  private file: HealthFile | undefined
   /** Marks may have been lost with a damaged file: the path that it was moved to. */
   private lostIn: string | undefined
 
@@ -29,7 +29,7 @@ export class Health {
       this.read()
     } catch (error) {
       if (!(error instanceof TdbError)) throw error
-      this.tdb?.close()
+      this.file?.close()
       this.reasons.clear()
       this.lostIn = databases.setHealthAside(this.pnn)
       log.error(`Health marks of persistent databases are damaged (${error.message}), set aside as ${this.lostIn}`)
@@ -38,8 +38,8 @@ export class Health {
   }
 
   private read(): void {
-    this.tdb = this.environment.databases.openHealth(this.pnn)
-    traverseRead(this.tdb, (map, keyStart, keyLength, dataStart, dataLength) => {
+    this.file = this.environment.databases.openHealth(this.pnn)
+    traverseRead(this.file.tdb, (map, keyStart, keyLength, dataStart, dataLength) => {
       const name = text.decode(map.subarray(keyStart, keyStart + keyLength))
       const reason = text.decode(map.subarray(dataStart, dataStart + dataLength)).replace(/\0.*$/s, "")
       if (reason !== "") this.reasons.set(name, reason)
@@ -80,32 +80,24 @@ export class Health {
   }
 
   /**
-   * Writes the mark of that database, and what could not be written before. A mark counts from now on in any case: the disk
-   * that it tells of may be the one that it can't be written to.
+   * Has the mark of that database written, beside the loop, and what could not be written before. A mark counts from now on in
+   * any case: the disk that it tells of may be the one that it can't be written to.
    */
   private write(name: string): void {
     this.unwritten.add(name)
-    const { tdb } = this
-    if (tdb === undefined) return
-    try {
-      tdb.startTransaction()
-      try {
-        for (const each of this.unwritten) {
-          const reason = this.reasons.get(each)
-          if (reason === undefined) tdb.delete(bytes.encode(each))
-          else tdb.store(bytes.encode(each), bytes.encode(reason))
-        }
-      } catch (error) {
-        tdb.cancel()
-        throw error
+    const written = [...this.unwritten].map((each) => ({ name: each, reason: this.reasons.get(each) }))
+    const marks = written.map(({ name, reason }) => ({
+      key: bytes.encode(name),
+      value: reason === undefined ? undefined : bytes.encode(reason),
+    }))
+    this.file?.write(marks, ({ outcome, reason: why }) => {
+      if (outcome === "applied") {
+        for (const { name, reason } of written) if (this.reasons.get(name) === reason) this.unwritten.delete(name)
+      } else {
+        this.environment.log.error(
+          `Health mark of database ${name} can't be written and holds until this daemon ends: ${why}`,
+        )
       }
-      tdb.commit()
-      this.unwritten.clear()
-    } catch (error) {
-      if (!(error instanceof TdbError || error instanceof SysError)) throw error
-      this.environment.log.error(
-        `Health mark of database ${name} can't be written and holds until this daemon ends: ${error.message}`,
-      )
-    }
+    })
   }
 }

@@ -5,6 +5,7 @@ import type {
   DatabaseFiles,
   FileLocks,
   FileUpdates,
+  HealthFile,
   OpenedFile,
   OpenParameters,
   UpdateResult,
@@ -183,8 +184,14 @@ export class SimDisk implements DatabaseFiles {
     return `/sim/${name}.corrupted`
   }
 
-  openHealth(): Tdb {
-    return openMemory({ name: "health", hashSize: HASH_SIZE })
+  openHealth(): HealthFile {
+    const tdb = openMemory({ name: "health", hashSize: HASH_SIZE })
+    const write: HealthFile["write"] = (marks, done) =>
+      this.later(() => {
+        for (const { key, value } of marks) value === undefined ? tdb.delete(key) : tdb.store(key, value)
+        done({ outcome: "applied", reason: "" })
+      })
+    return { tdb, write, close: () => tdb.close() }
   }
 
   setHealthAside(): string {
