@@ -78,7 +78,8 @@ export async function backupdb(invocation: Invocation): Promise<number> {
     const head = new Uint8Array(HEAD)
     writeSync(descriptor, head)
     const gathered = new Gatherer(found.id, descriptor)
-    await invocation.waiting(`Backing up ${found.name}`, () =>
+    const progress = () => `Backing up ${found.name}: ${gathered.records} records`
+    await invocation.waiting(progress, () =>
       database.traverseLocal((bytes, keyStart, keyLength, dataStart, dataLength) =>
         gathered.add(bytes, keyStart, keyLength, dataStart, dataLength),
       ),
@@ -281,10 +282,10 @@ export async function restoredb(invocation: Invocation): Promise<number> {
     throw error
   })
   const { id } = database
-  await replaceContents(invocation, "Restoring", id, name, async (nodes) => {
+  let sent = 0
+  const push = async (nodes: readonly number[]): Promise<void> => {
     const started = await invocation.controlAll("DB_PUSH_START", nodes, { dbId: id, lmaster: 0, srvid: PUSH_SRVID })
     for (const outcome of started.values()) if (!outcome.ok) throw new Failure(outcome.error)
-    let sent = 0
     // A volatile record without data is one that was deleted. A stock node that has no use for it takes it for a failure and refuses all
     // that comes with it; recoveries drop such records, too.
     const wanted = ({ data }: RecData) => database.kind !== "volatile" || data.length > HEADER_SIZE
@@ -308,7 +309,9 @@ export async function restoredb(invocation: Invocation): Promise<number> {
         return invocation.fail(EIO, `Node ${pnn} received ${outcome.reply} of ${sent} records`)
       }
     }
-  })
+  }
+  const progress = () => `Restoring ${name}: ${sent} of ${backup.records} records sent`
+  await replaceContents(invocation, "Restoring", id, name, (nodes) => invocation.waiting(progress, () => push(nodes)))
   if (output.mode === "json") output.json({ database: name, id: hexId(id), records: backup.records })
   else output.print(`Database ${name} restored\n`)
   return 0

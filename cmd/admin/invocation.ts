@@ -203,7 +203,7 @@ export class Invocation {
   }
 
   /** Does what may take long; on a terminal it says what is waited for. */
-  async waiting<T>(text: string, wait: () => Promise<T>): Promise<T> {
+  async waiting<T>(text: string | (() => string), wait: () => Promise<T>): Promise<T> {
     this.output.flush()
     if (this.output.mode !== "terminal") return await wait()
     const terminal = await import("./terminal.ts")

@@ -74,11 +74,13 @@ export function duration(seconds: number): string {
   return rest === undefined ? head : `${head} ${Math.floor((whole % size) / rest[0])} ${rest[1]}`
 }
 
-/** One line that says what is waited for and since when; gone when `wait` ends. */
-export async function waiting<T>(text: string, wait: Promise<T>): Promise<T> {
+/** One line that says what is waited for, or how far it is, and since when; gone when `wait` ends. */
+export async function waiting<T>(text: string | (() => string), wait: Promise<T>): Promise<T> {
   const started = performance.now()
-  const draw = () =>
-    process.stderr.write(`\r\x1b[K${faint(`${text} (${duration((performance.now() - started) / 1000)})`)}`)
+  const draw = () => {
+    const line = typeof text === "string" ? text : text()
+    process.stderr.write(`\r\x1b[K${faint(`${line} (${duration((performance.now() - started) / 1000)})`)}`)
+  }
   const timer = setInterval(draw, 500)
   try {
     return await wait
