@@ -3,12 +3,15 @@
 // persistent-disk.test.ts's.
 
 import { afterAll, beforeAll, describe, expect, test } from "bun:test"
+import { existsSync, readFileSync } from "node:fs"
 import { attach } from "../../lib/client/attach.ts"
 import { Client } from "../../lib/client/client.ts"
 import { CURRENT_NODE } from "../../lib/protocol/constants.ts"
 import { commitOf, raise, SEQUENCE_KEY, stored, utf8 } from "./commits.ts"
 import { MixedCluster } from "./nodes.ts"
 import { stockInstalled, waitUntil } from "./stock.ts"
+
+const STRACE = "/usr/bin/strace"
 
 describe.skipIf(!stockInstalled)("one cluster of both kinds", () => {
   const cluster = new MixedCluster("127.63.51.", ["ours", "stock", "ours"], { lock: true })
@@ -37,6 +40,40 @@ describe.skipIf(!stockInstalled)("one cluster of both kinds", () => {
       await client.close()
     }
   }, 30_000)
+
+  test.skipIf(!existsSync(STRACE))(
+    "a commit is on the disk of each node after four syncs, half of stock's",
+    async () => {
+      const COMMITS = 10
+      const name = "synced.tdb"
+      // What a first commit does to a new file, and a first use to a client, is not counted.
+      for (const pnn of cluster.pnns) await raise(cluster.client(pnn), name, "persistent", utf8.encode("counter"))
+      const counts = await Promise.all(
+        [0, 1].map(async (pnn) => {
+          const output = `${cluster.directory}/syncs.${pnn}`
+          const calls = "trace=fdatasync,fsync,msync,sync_file_range"
+          const tracer = Bun.spawn([STRACE, "-f", "-o", output, "-e", calls, "-p", String(cluster.node(pnn).pid)], {
+            stdin: "ignore",
+            stdout: "ignore",
+            stderr: "pipe",
+          })
+          await tracer.stderr.getReader().read()
+          return { tracer, output }
+        }),
+      )
+      for (let i = 0; i < COMMITS; i++) await raise(cluster.client(2), name, "persistent", utf8.encode("counter"))
+      const [ours, stock] = await Promise.all(
+        counts.map(async ({ tracer, output }) => {
+          tracer.kill("SIGINT")
+          await tracer.exited
+          return [...readFileSync(output, "utf8").matchAll(/ (fdatasync|fsync|msync|sync_file_range)\(/g)].length
+        }),
+      )
+      expect(ours).toBe(4 * COMMITS)
+      expect(stock).toBe(8 * COMMITS)
+    },
+    30_000,
+  )
 
   test("a client that leaves in its commit forces a recovery; all nodes have the same afterwards", async () => {
     const generation = (await cluster.view(0))!.generation
