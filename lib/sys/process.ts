@@ -11,7 +11,7 @@ const { symbols: libc } = dlopen("libc.so.6", {
   prctl: { args: [i32, u64, u64, u64, u64], returns: i32 },
   sched_setscheduler: { args: [i32, i32, FFIType.ptr], returns: i32 },
   sched_getscheduler: { args: [i32], returns: i32 },
-  mlockall: { args: [i32], returns: i32 },
+  mlock2: { args: [u64, u64, i32], returns: i32 },
   getrlimit: { args: [i32, FFIType.ptr], returns: i32 },
   setrlimit: { args: [i32, FFIType.ptr], returns: i32 },
   setsid: { args: [], returns: i32 },
@@ -26,8 +26,9 @@ const PR_SET_MM_ARG_END = 9
 const SCHED_OTHER = 0
 const SCHED_FIFO = 1
 const SCHED_RESET_ON_FORK = 0x40000000
-const MCL_CURRENT = 1
-const MCL_ONFAULT = 4
+const MLOCK_ONFAULT = 1
+/** A line of /proc/PID/maps of a private mapping of a file (proc(5)). */
+const PRIVATE_FILE = /^([0-9a-f]+)-([0-9a-f]+) r.[-x]p [0-9a-f]+ [0-9a-f]+:[0-9a-f]+ [1-9]/
 /** Linux keeps 15 bytes of a thread's name (prctl(2)). */
 const NAME_LENGTH = 15
 
@@ -55,12 +56,19 @@ export function hasRealtimeScheduling(pid = 0): boolean {
 }
 
 /**
- * Keeps the memory that is mapped now from being paged out, each page from when it is first used. The stock daemon's
- * plain MCL_CURRENT would first fill the gigabytes of address space that the JavaScript engine only reserves.
+ * Keeps the program and its libraries from being paged out, each page from when it is first used: a node must not wait for its own code
+ * to be read back while it owes the others a sign of life. Not the heap, as the stock daemon does with mlockall(): locked pages can't be
+ * given back (madvise(2): EINVAL), so the process would for ever be as large as it once was, and its allocator try to the end of its
+ * days. Without swap there is no difference.
  * @throws SysError EPERM, ENOMEM (RLIMIT_MEMLOCK)
  */
 export function lockMemory(): void {
-  check(libc.mlockall(MCL_CURRENT | MCL_ONFAULT), "mlockall")
+  for (const line of readFileSync("/proc/self/maps", "latin1").split("\n")) {
+    const [, start, end] = PRIVATE_FILE.exec(line) ?? []
+    if (start === undefined || end === undefined) continue
+    const from = BigInt(`0x${start}`)
+    check(libc.mlock2(from, BigInt(`0x${end}`) - from, MLOCK_ONFAULT), "mlock2")
+  }
 }
 
 /** Resources of getrlimit(2), Linux numbers. */
