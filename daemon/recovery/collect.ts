@@ -26,6 +26,8 @@ export interface PullOrder {
   readonly srvids: Srvids
   readonly dbId: number
   readonly pnns: readonly number[]
+  /** Of these, the nodes that know only PULL_DB, which answers with the whole database in one packet (cluster page 7.11). */
+  readonly unchunked: ReadonlySet<number>
   /** Groups that are not asked for (database/alike.ts); undefined: everything is, by the control that all nodes know. */
   readonly keep: Uint8Array | undefined
   /** Longest time without anything from a node that has not finished (ms). */
@@ -85,6 +87,25 @@ class NodePull {
       done()
     }
     this.patience = new Patience(scheduler, limitMs, () => finish(tooLate(limitMs)))
+    if (this.order.unchunked.has(this.pnn)) {
+      const request = { dbId, lmaster: LMASTER_ANY }
+      this.request = session.request("PULL_DB", this.pnn, { request }, (reply) => {
+        if (this.patience === undefined) return
+        try {
+          if (reply.ok) this.records = onBuffer(this.pnn, reply.data)
+          else this.failure = failuresOf(new Map([[this.pnn, reply]]))[0]
+        } catch (error) {
+          if (!(error instanceof ProtocolError)) {
+            failed(error)
+            return
+          }
+          this.failure = { pnn: this.pnn, timedOut: false, text: error.message }
+        }
+        this.stop()
+        done()
+      })
+      return
+    }
     const onMessage = (data: Uint8Array) => {
       this.patience?.renew()
       if (this.fault !== undefined) return

@@ -39,6 +39,8 @@ export interface Surroundings {
   /** The leader's own number. */
   readonly pnn: number
   readonly members: readonly number[]
+  /** Members that take and give a database in one packet only. */
+  readonly unchunked: ReadonlySet<number>
   readonly generation: number
   /** RecBufferSizeLimit, bytes. */
   readonly bufferLimit: number
@@ -239,7 +241,8 @@ class DatabaseRecovery {
         requests,
         srvids,
         dbId,
-        pnns: members,
+        pnns: members.filter((pnn) => !this.around.unchunked.has(pnn)),
+        unchunked: [...this.around.unchunked],
         everybody: this.around.everybody,
         buffers: merge.buffers(rule, Math.min(bufferLimit, BUFFER_SIZE)),
         onSent: (records, bytes) => {
@@ -296,6 +299,7 @@ class DatabaseRecovery {
       srvids,
       dbId,
       pnns: members,
+      unchunked: this.around.unchunked,
       keep,
       limitMs: requests.limitMs,
       onBuffer: (pnn, buffer) => {

@@ -105,6 +105,8 @@ class Recovery {
   private generationSet = false
   /** Every member is one of ours. */
   private alikeKnown = false
+  /** Members that take and give a database in one packet only (Samba 4.4). */
+  private unchunked: ReadonlySet<number> = new Set()
   /** No node is connected but left out: a broadcast reaches the members and nobody else. */
   private membersAreConnected = false
 
@@ -135,10 +137,12 @@ class Recovery {
     this.members = yield* this.findMembers()
     const { members } = this
     const capabilities = yield* prompt.read("GET_CAPABILITIES", members)
-    const old = members.filter((pnn) => ((capabilities.get(pnn) ?? 0) & PARALLEL) !== PARALLEL)
-    if (old.length > 0) {
-      throw new RecoveryFailure(`node ${old.join(", ")} knows no parallel recovery (older than Samba 4.5)`, old)
+    const lacking = (capability: number) => members.filter((pnn) => ((capabilities.get(pnn) ?? 0) & capability) === 0)
+    const serial = lacking(Capability.PARALLEL_RECOVERY)
+    if (serial.length > 0) {
+      throw new RecoveryFailure(`node ${serial.join(", ")} knows no parallel recovery (older than Samba 4.4)`, serial)
     }
+    this.unchunked = new Set(lacking(Capability.FRAGMENTED_CONTROLS))
     const maps = yield* prompt.read("GET_DBMAP", members)
 
     yield* prompt.tell("SET_RECMODE", members, RecoveryMode.ACTIVE)
@@ -251,6 +255,7 @@ class Recovery {
       progress: this.progress,
       pnn,
       members: this.members,
+      unchunked: this.unchunked,
       generation,
       bufferLimit: tunables.RecBufferSizeLimit,
       alikeKnown: this.alikeKnown,
@@ -319,8 +324,6 @@ class Recovery {
     }
   }
 }
-
-const PARALLEL = Capability.PARALLEL_RECOVERY | Capability.FRAGMENTED_CONTROLS
 
 /** Properties that a node may lack: they are set where they are missing. */
 const PROPERTIES = DbFlag.READONLY | DbFlag.STICKY

@@ -62,6 +62,8 @@ class Story {
   readonly volatile = new Map<string, string | undefined>()
   readonly committed = new Map<string, Map<string, string>>(TRANSACTIONAL.map((name) => [name, new Map()]))
   private readonly numbers = new Map<string, number>()
+  /** Nodes that have died since the cluster was whole the last time: what a volatile database held is gone with the last one. */
+  private readonly dead = new Set<number>()
   /** Nodes that something was done to. */
   readonly touched = new Set<number>()
   readonly told: string[] = []
@@ -217,6 +219,7 @@ class Story {
   do(deed: Deed, pnn: number): boolean {
     const { world, random } = this
     const host = this.hosts[pnn]!
+    if ((deed === "kill" || deed === "power loss") && !this.mayDie(pnn)) return true
     const forMs = random.between(200, deed === "pause" || deed === "cut" ? 40_000 : 8000)
     this.told.push(`${(world.nowMs / 1000).toFixed(3)}: ${deed} of node ${pnn} for ${Math.floor(forMs)} ms`)
     this.touched.add(pnn)
@@ -254,6 +257,14 @@ class Story {
       case "lose":
         return false
     }
+    return true
+  }
+
+  /** Whether records live on somewhere when this node dies too. */
+  private mayDie(pnn: number): boolean {
+    if (whole(this.hosts) === undefined) this.dead.clear()
+    if (this.dead.size + (this.dead.has(pnn) ? 0 : 1) === this.hosts.length) return false
+    this.dead.add(pnn)
     return true
   }
 
