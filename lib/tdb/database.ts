@@ -193,12 +193,24 @@ export class Tdb {
   }
 
   putBytes(offset: number, source: Uint8Array): void {
-    if (source.length === 0) return
-    this.b.set(source, offset)
+    const length = source.length
+    if (length === 0) return
+    if (length <= 32 && (offset & 3) === 0) this.putShort(offset, source, length)
+    else this.b.set(source, offset)
     const dirty = this.dirty
     if (dirty === null) return
-    const last = (offset + source.length - 1) >>> 12
+    const last = (offset + length - 1) >>> 12
     for (let page = offset >>> 12; page <= last; page++) dirty[page] = 1
+  }
+
+  // A key, mostly: word by word it is done before a call would have begun.
+  private putShort(offset: number, source: Uint8Array, length: number): void {
+    const { w, b } = this
+    let i = 0
+    for (let word = offset >>> 2; i + 4 <= length; i += 4, word++) {
+      w[word] = source[i]! | (source[i + 1]! << 8) | (source[i + 2]! << 16) | (source[i + 3]! << 24)
+    }
+    for (; i < length; i++) b[offset + i] = source[i]!
   }
 
   // As putBytes. Callers that store often do so from the same array: from its second time on its words are at hand.
@@ -738,7 +750,7 @@ export class Tdb {
     this.put(offset + AT_FULL_HASH, hash | 0)
     this.put(offset + AT_MAGIC, LIVE)
     this.putBytes(offset + RECORD_HEADER, key)
-    this.putBytes(offset + RECORD_HEADER + key.length, first)
+    this.putAgain(offset + RECORD_HEADER + key.length, first)
     this.putBytes(offset + RECORD_HEADER + key.length + first.length, second)
     this.put(head, offset)
     if (this.countSequence) this.incrementSequence()
