@@ -45,6 +45,8 @@ function write(order: Exclude<CommitOrder, { readonly close: true }>): CommitRep
   if (tdb === undefined) {
     tdb = openTdb(order.path, { flags: order.flags, maxDead: order.maxDead })
     tdb.autoRepack = false
+    // This thread may take its time to undo a dead process's commit.
+    tdb.recoverAtOnce_bytes_max = Number.POSITIVE_INFINITY
     files.set(order.file, tdb)
   }
   if (order.work === "sync") {
