@@ -1,9 +1,10 @@
 // Debian's Samba, clustered, on our nodes and beside a stock one: what `net conf` writes on one node is read on the other, files
-// go in and out through both, a file that is open through one can't be deleted through the other, and what a killed node held is
-// free. Starts its own smbd processes on loopback addresses, and ends only those.
+// go in and out through both, both know the same users, a file that is open through one can't be deleted through the other, and what
+// a killed node held is free. Starts its own smbd processes on loopback addresses, and ends only those.
 
 import { afterAll, beforeAll, expect, test } from "bun:test"
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs"
+import { binary } from "../binary.ts"
 import { GONE, type Kind, MixedCluster } from "./nodes.ts"
 import { stockInstalled, waitUntil } from "./stock.ts"
 
@@ -16,8 +17,10 @@ interface Outcome {
   readonly output: string
 }
 
-async function run(...words: string[]): Promise<Outcome> {
-  const child = Bun.spawn(words, { stdin: "ignore", stdout: "pipe", stderr: "pipe" })
+const run = (...words: string[]): Promise<Outcome> => runWith("", ...words)
+
+async function runWith(input: string, ...words: string[]): Promise<Outcome> {
+  const child = Bun.spawn(words, { stdin: new Blob([input]), stdout: "pipe", stderr: "pipe" })
   const killer = setTimeout(() => child.kill(), 30_000)
   const [out, errors, status] = await Promise.all([
     new Response(child.stdout).text(),
@@ -103,6 +106,41 @@ force user = root
     return run("net", "-s", `${this.base(pnn)}/smb.conf`, ...words)
   }
 
+  /** Gives root a password, in Samba's own user database. */
+  password(pnn: number, password: string, ...words: string[]): Promise<Outcome> {
+    return runWith(
+      `${password}\n${password}\n`,
+      "smbpasswd",
+      "-c",
+      `${this.base(pnn)}/smb.conf`,
+      "-s",
+      ...words,
+      "root",
+    )
+  }
+
+  /** What a session of root comes to. */
+  login(pnn: number, password: string): Promise<Outcome> {
+    return run("smbclient", "-U", `root%${password}`, "-p", String(PORT), this.unc(pnn), "-c", "ls")
+  }
+
+  /** Has a g_lock while a command runs that ends with its standard input; waits a minute for it. (The tool counts in ms.) */
+  holdLock(pnn: number, name: string): Bun.Subprocess<"pipe", "ignore", "ignore"> {
+    const words = ["net", "-s", `${this.base(pnn)}/smb.conf`, "g_lock", "do", name, "60000", "cat"]
+    return Bun.spawn(words, { stdin: "pipe", stdout: "ignore", stderr: "ignore" })
+  }
+
+  /** `ctdb glock list` of this project's tool, through that node. */
+  async locks(pnn: number): Promise<string> {
+    const child = Bun.spawn([binary, "glock", "list"], {
+      env: { ...process.env, ...this.cluster.node(pnn).environment },
+      stdin: "ignore",
+      stdout: "pipe",
+      stderr: "pipe",
+    })
+    return await new Response(child.stdout).text()
+  }
+
   unc(pnn: number): string {
     return `//${this.smbPrefix}${pnn + 1}/share`
   }
@@ -148,8 +186,8 @@ class OpenFile {
 }
 
 const clusters = [
-  new SambaCluster(["ours", "ours"], "127.56.31.", "127.56.32."),
-  new SambaCluster(["ours", "stock"], "127.56.33.", "127.56.34."),
+  new SambaCluster(["ours", "ours"], "127.63.31.", "127.63.32."),
+  new SambaCluster(["ours", "stock"], "127.63.33.", "127.63.34."),
 ]
 
 beforeAll(async () => {
@@ -197,6 +235,52 @@ for (const samba of clusters) {
   )
 
   test.skipIf(!installed)(
+    `${name}: shares imported on one node are all there on the other`,
+    async () => {
+      const file = `${samba.cluster.directory}/import.conf`
+      const sections = Array.from({ length: 200 }, (_, index) => `[many${index}]\n\tpath = /srv/${index}\n`)
+      writeFileSync(file, sections.join("\n"))
+      expect(await samba.net(0, "conf", "import", file)).toMatchObject({ status: 0 })
+      expect((await samba.net(1, "conf", "list")).output.match(/^\[many\d+\]$/gm)).toHaveLength(200)
+    },
+    60_000,
+  )
+
+  test.skipIf(!installed)(
+    `${name}: a user made on one node can log in on the other, and a password changed there counts here`,
+    async () => {
+      expect(await samba.password(0, "first", "-a")).toMatchObject({ status: 0 })
+      for (const pnn of [0, 1]) expect(await samba.login(pnn, "first")).toMatchObject({ status: 0 })
+      expect((await samba.login(1, "wrong")).output).toContain("NT_STATUS_LOGON_FAILURE")
+      expect(await samba.password(1, "second")).toMatchObject({ status: 0 })
+      for (const pnn of [0, 1]) {
+        expect(await samba.login(pnn, "second")).toMatchObject({ status: 0 })
+        expect((await samba.login(pnn, "first")).output).toContain("NT_STATUS_LOGON_FAILURE")
+      }
+    },
+    60_000,
+  )
+
+  test.skipIf(!installed)(
+    `${name}: a g_lock of Samba's with its holder and waiter is listed, and handed on`,
+    async () => {
+      const line = (role: string, pnn: number, type: string) =>
+        new RegExp(`^name:wanted ${role}:${pnn}:\\d+ type:${type} .*format:samba$`, "m")
+      const holder = samba.holdLock(1, "wanted")
+      await waitUntil("the lock", async () => line("holder", 1, "write").test(await samba.locks(0)), 20_000)
+      const waiter = samba.holdLock(0, "wanted")
+      await waitUntil("the waiter", async () => line("waiter", 0, "unknown").test(await samba.locks(1)), 20_000)
+      holder.stdin.end()
+      expect(await holder.exited).toBe(0)
+      await waitUntil("the waiter's turn", async () => line("holder", 0, "write").test(await samba.locks(1)), 20_000)
+      waiter.stdin.end()
+      expect(await waiter.exited).toBe(0)
+      expect(await samba.locks(0)).not.toContain("name:wanted")
+    },
+    90_000,
+  )
+
+  test.skipIf(!installed)(
     `${name}: a file open on one node is locked on the other, until its node is killed`,
     async () => {
       writeFileSync(`${samba.share}/held`, "held")
@@ -204,6 +288,8 @@ for (const samba of clusters) {
       try {
         await waitUntil("the open file", async () => (await samba.smbstatus(1)).output.includes("held"), 20_000)
         expect((await samba.client(0, "del held")).output).toContain("NT_STATUS_SHARING_VIOLATION")
+        const orphan = samba.holdLock(1, "orphan")
+        await waitUntil("the lock", async () => /^name:orphan holder:1:/m.test(await samba.locks(0)), 20_000)
         for (const pnn of [0, 1]) expect((await samba.smbstatus(pnn)).output).toContain("held")
         await samba.cluster.kill(1)
         await samba.smbdExited(1)
@@ -215,6 +301,13 @@ for (const samba of clusters) {
         )
         expect(existsSync(`${samba.share}/held`)).toBe(false)
         expect((await samba.smbstatus(0)).output).not.toContain("held")
+        // The same for a g_lock: whoever wants it next has it.
+        const next = samba.holdLock(0, "orphan")
+        await waitUntil("its next holder", async () => /^name:orphan holder:0:/m.test(await samba.locks(0)), 20_000)
+        next.stdin.end()
+        expect(await next.exited).toBe(0)
+        orphan.kill()
+        await orphan.exited
       } finally {
         await file.end()
       }
