@@ -506,7 +506,7 @@ describe.skipIf(!stockInstalled)("database commands beside the stock tool", () =
     const path = join(cluster.nodes[0]!.base, "volatile", "all-vol.tdb.0")
     const { status } = await same(["tfetch", path, "k1"])
     expect(status).toBe(1)
-  })
+  }, 30_000)
 
   test("properties and detaching", async () => {
     await sameOnPair("st.tdb", [["setdbsticky DB"], ["-n 1 setdbsticky DB"]])
