@@ -12,9 +12,9 @@ import { loadavg } from "node:os"
 import { join } from "node:path"
 import { GENERATOR_NAMES, generatorLines } from "./table/generators.ts"
 import type { Line, Part } from "./table/lines.ts"
-import { memoryLines, pressureLines, stallLines, syncLines, traverseLines } from "./table/nodes.ts"
+import { importLines, memoryLines, pressureLines, stallLines, syncLines, traverseLines } from "./table/nodes.ts"
 import { page } from "./table/page.ts"
-import { engineLines, helperLines, importLines, nodeRecoveryLines, startLines } from "./table/programs.ts"
+import { engineLines, helperLines, nodeRecoveryLines, startLines } from "./table/programs.ts"
 
 const root = join(import.meta.dir, "../..")
 const kept = join(root, "dist", "performance")

@@ -1,13 +1,13 @@
 // Rows about nodes that `ctdb bench` has no generator for, or that need more than it brings: walks through a large database, memory and
-// latency with many clients, pressure, syncs of a commit.
+// latency with many clients, pressure, syncs of a commit, an import by Samba's tools.
 
-import { mkdtempSync, readFileSync, rmSync } from "node:fs"
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { figure } from "../../../cmd/bench/progress.ts"
 import { attach } from "../../../lib/client/attach.ts"
 import { traverse } from "../../../lib/client/traverse.ts"
-import type { Kind } from "../../peers/nodes.ts"
+import type { Kind, MixedCluster } from "../../peers/nodes.ts"
 import { waitUntil } from "../../peers/stock.ts"
 import { flood, recovery, stampede } from "../pressure.ts"
 import { populate } from "../recovery.ts"
@@ -193,4 +193,57 @@ export async function syncLines(): Promise<Line[]> {
   })
   const text = (kind: Kind) => `${counts[kind]!.toFixed(2)} calls`
   return [limited("Clusters of three nodes", "sync calls of a commit on each node", [text("ours"), text("stock")])]
+}
+
+const SHARES = 200
+const IMPORTS = 3
+
+/** `net conf import` of many shares into the registry database of a cluster (s). */
+export async function importLines(): Promise<Line[]> {
+  const seconds = none()
+  await withPair({ where: "disk", locks: "mutex" }, async (pair) => {
+    for (let round = 0; round < IMPORTS; round++) {
+      for (const kind of round % 2 === 0 ? kinds : kinds.toReversed())
+        seconds[kind].push(await importShares(pair[kind]))
+    }
+  })
+  const what = `net conf import of ${SHARES} shares`
+  return [
+    compared({ section: "Clusters of three nodes", what, unit: "s", better: "less" }, seconds.ours, seconds.stock),
+  ]
+}
+
+async function importShares(cluster: MixedCluster): Promise<number> {
+  const base = join(cluster.directory, "samba")
+  const settings = [
+    "private dir",
+    "state directory",
+    "lock directory",
+    "cache directory",
+    "pid directory",
+    "ncalrpc dir",
+  ]
+  const directories = settings.map((setting) => {
+    const path = join(base, setting.replaceAll(" ", "-"))
+    mkdirSync(path, { recursive: true })
+    return `${setting} = ${path}`
+  })
+  const socket = `ctdbd socket = ${cluster.node(0).socket}`
+  const lines = ["[global]", "clustering = yes", socket, "include = registry", `log file = ${base}/log`, ...directories]
+  writeFileSync(join(base, "smb.conf"), `${lines.join("\n")}\n`)
+  const shares = Array.from({ length: SHARES }, (_, index) => `[share${index}]\npath = /srv/${index}\nread only = no\n`)
+  writeFileSync(join(base, "shares.conf"), shares.join(""))
+  const net = async (...words: string[]): Promise<string> => {
+    const child = Bun.spawn(["net", "-s", join(base, "smb.conf"), "conf", ...words], { stdout: "pipe", stderr: "pipe" })
+    const text = (await new Response(child.stdout).text()) + (await new Response(child.stderr).text())
+    if ((await child.exited) !== 0) throw new Error(`net conf ${words[0]}: ${text}`)
+    return text
+  }
+  await net("drop")
+  const begun = performance.now()
+  await net("import", join(base, "shares.conf"))
+  const taken = (performance.now() - begun) / 1000
+  const listed = (await net("listshares")).split("\n").filter((line) => line.startsWith("share")).length
+  if (listed !== SHARES) throw new Error(`net conf import: ${listed} of ${SHARES} shares are there`)
+  return taken
 }

@@ -1,4 +1,4 @@
-// Rows that the other programs of tests/bench measure: the TDB engine beside libtdb, recoveries, an import by Samba's tools, starts. Runs them and reads what they
+// Rows that the other programs of tests/bench measure: the TDB engine beside libtdb, recoveries, starts. Runs them and reads what they
 // print.
 
 import { join } from "node:path"
@@ -123,23 +123,6 @@ export async function nodeRecoveryLines(): Promise<Line[]> {
     }
     return lines
   })
-}
-
-/** Samba's `net conf import` of 200 shares, on three nodes. */
-export async function importLines(): Promise<Line[]> {
-  const text = await program("net-conf.ts", "200", "5")
-  const seconds = (side: string) => Number(new RegExp(`^${side} +([\\d.]+) s$`, "m").exec(text)?.[1])
-  const [, median, least, most] = /^ratio +([\d.]+) \(([\d.]+) \.\. ([\d.]+)\)$/m.exec(text)?.map(Number) ?? []
-  if (median === undefined) throw new Error(`net-conf.ts printed no ratio: ${text}`)
-  return [
-    {
-      section: "Clusters of three nodes",
-      what: "net conf import of 200 shares",
-      ours: `${figure(seconds("ours"))} s`,
-      stock: `${figure(seconds("stock"))} s`,
-      daemon: { median, least: least!, most: most! },
-    },
-  ]
 }
 
 export async function startLines(): Promise<Line[]> {
