@@ -332,9 +332,11 @@ export class Transaction {
       }
       throw error
     }
-    if (this.inPieces) {
-      const size = this.space.size
-      for (let from = 0; from < size && size > DISCARD_PIECE; from += DISCARD_PIECE) {
+    const { size } = this.space
+    if (this.inPieces && size > DISCARD_PIECE) {
+      // Whoever reads from now on sees the file.
+      this.leave()
+      for (let from = 0; from < size; from += DISCARD_PIECE) {
         this.space.discard(from, DISCARD_PIECE)
         yield null
       }

@@ -182,6 +182,11 @@ test("no piece of a commit copies more than a megabyte", () => {
     for (let turn = waiting.shift(); turn !== undefined; turn = waiting.shift()) {
       count++
       turn()
+      // Whoever reads in between finds the new state, in every part of the file.
+      for (let i = 0; i < RECORDS; i += 1000) {
+        const data = db.fetch(key(`record ${i}`))
+        if (data?.length !== SIZE || data[SIZE - 1] !== mark) throw new Error(`record ${i} after piece ${count}`)
+      }
     }
     expect(result).toBe(null)
     // The old contents are saved, the new ones written.
