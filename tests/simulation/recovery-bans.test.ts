@@ -72,6 +72,10 @@ test("what every pull shares, the leader's own too: nobody is banned, and it hea
     world.runFor(600_000)
     expect(world.traceText()).toContain("DB_PULL failed on node")
     expect(world.traceText()).not.toMatch(/Banning node/)
+    // Row 4 of the weak points: a stock leader tries again every second, for ever: 600 times.
+    const recoveries = world.traceText().split("Starting do_recovery").length - 1
+    expect(recoveries).toBeGreaterThan(10)
+    expect(recoveries).toBeLessThan(60)
     world.tap = undefined
     until(world, 30_000, "the cluster is whole", () => whole(world.hosts) === undefined)
   }

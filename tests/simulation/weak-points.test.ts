@@ -370,6 +370,18 @@ test("row 21: a node that was killed starts again at once (stock: not within 5 s
   expect(host.exitStatus).toBeUndefined()
 })
 
+for (const lock of LOCKS) {
+  test(`row 25, ${lockText(lock)}: a second death right after a recovery is handled within 2 s (stock: up to 10 s)`, () => {
+    const world = cluster(5, lock)
+    const [first, second] = others(world, leaderOf(world)) as [Host, Host]
+    first.crash(false)
+    until(world, 2000, "the others go on", () => together(others(world, first)))
+    world.runFor(500)
+    second.crash(false)
+    until(world, 2000, "the rest goes on", () => together(others(world, first, second)))
+  })
+}
+
 test("row 23: seven idle nodes ask for capabilities 6 times a second (stock: 42 times)", () => {
   const world = cluster(7, true)
   const counts = new Map<number, number>()
