@@ -1,7 +1,7 @@
 // Who is banned for a recovery that fails, and who never is: a node whose copies can't be had is, in time; but not the last one,
 // not most of a cluster, and nobody for what all nodes share. Whole clusters on virtual time.
 
-import { describe, expect, test } from "bun:test"
+import { describe, expect, setDefaultTimeout, test } from "bun:test"
 import { bannable } from "../../daemon/recovery/banning.ts"
 import { encode } from "../../lib/protocol/codec.ts"
 import { NodeFlag, Operation, RecoveryMode } from "../../lib/protocol/constants.ts"
@@ -10,6 +10,8 @@ import { ltdbHeader } from "../../lib/protocol/structs.ts"
 import { word64 } from "../../lib/protocol/word64.ts"
 import { whole } from "./histories.ts"
 import { type Host, type SimProcess, World } from "./world.ts"
+
+setDefaultTimeout(120_000)
 
 const NAME = "v.tdb"
 const bytes = (text: string) => new TextEncoder().encode(text)
