@@ -274,6 +274,30 @@ test("a large commit that somebody died in is undone between turns of the loop, 
   db.close()
 }, 60_000)
 
+test("a handle that is closed before and during such a repair leaves a file that the next one repairs", async () => {
+  const dead = newPath()
+  halfCommitted(dead)
+  for (const turnsBefore of [0, 1, 3, 6]) {
+    const db = openTdb(newPath(), { openFlags: 0o102, hashSize: 10007, flags: NOSYNC })
+    const image = new Uint8Array(await Bun.file(dead).arrayBuffer())
+    db.backing.grow(image.length)
+    db.adopt()
+    db.b.set(image, 0)
+    expect(db.tryLockChain(1)).toBe(false)
+    let told: string | undefined
+    db.waitForChain(1, (held, error) => {
+      told = held === null ? error?.code : "held"
+    })
+    for (let i = 0; i < turnsBefore; i++) await new Promise((resolve) => setTimeout(resolve, 1))
+    db.close()
+    if (told !== "held") expect(told).toBe("CANCELLED")
+    const again = openTdb(db.path)
+    expect(marks(again)).toEqual(new Set([1]))
+    expect(check(again).findings.map(String)).toEqual([])
+    again.close()
+  }
+}, 60_000)
+
 test("a commit whose recovery record is broken: whoever waits is told, and nobody loops", async () => {
   const path = newPath()
   halfCommitted(path)
