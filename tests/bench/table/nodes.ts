@@ -21,16 +21,15 @@ const none = (): Samples => ({ ours: [], stock: [] })
 const TRAVERSED = 500_000
 const TRAVERSES = 5
 
-/** Seconds that the published client takes for a traverse. */
-async function publishedTraverse(socket: string): Promise<number> {
+/** Seconds that the published client takes for a traverse; undefined for one that was cut. */
+async function publishedTraverse(socket: string): Promise<number | undefined> {
   const [, count, seconds] = /^Traversed:(\d+):([\d.]+)$/m.exec(
     await publishedOnce("traverse", "-s", socket, "-D", "walk.tdb"),
   )!
-  if (Number(count) !== TRAVERSED) throw new Error(`published traverse: ${count} of ${TRAVERSED} records`)
-  return Number(seconds)
+  return Number(count) === TRAVERSED ? Number(seconds) : undefined
 }
 
-export async function traverseLines(): Promise<Line[]> {
+export async function traverseLines(complaints: string[]): Promise<Line[]> {
   const rates = none()
   const published: number[] = []
   await withPair({ where: "tmpfs", locks: "mutex" }, async (pair) => {
@@ -44,11 +43,15 @@ export async function traverseLines(): Promise<Line[]> {
       for (const kind of kinds) {
         const begun = performance.now()
         const { records } = await traverse(pair[kind].client(0), ids[kind]!, () => {})
-        if (records !== TRAVERSED) throw new Error(`${kind}: ${records} of ${TRAVERSED} records traversed`)
-        if (round >= 0) rates[kind].push(TRAVERSED / ((performance.now() - begun) / 1000))
+        if (records !== TRAVERSED) {
+          // A stock node says nothing of what it leaves out: that turn does not count.
+          complaints.push(`traverse, ${kind}: ${records} of ${TRAVERSED} records came`)
+        } else if (round >= 0) rates[kind].push(TRAVERSED / ((performance.now() - begun) / 1000))
       }
       const seconds = await publishedTraverse(pair.stock.node(0).socket)
-      if (round >= 0) published.push(TRAVERSED / seconds)
+      if (seconds === undefined)
+        complaints.push(`traverse, published client on stock: not all of ${TRAVERSED} records came`)
+      else if (round >= 0) published.push(TRAVERSED / seconds)
     }
   })
   const what = "traverse of 500 000 records"
