@@ -112,7 +112,7 @@ export async function measureClients(
           const worked = await probe.stop()
           side.violations.push(...worked.violations)
           if (sample < 0) continue
-          const latency = worked.latency.corrected(rate > 0 ? 1e9 / rate : 0)
+          const latency = worked.latency.corrected(worked.latency.percentile(0.5))
           side.samples.push(latency.percentile(0.5) / 1000)
           if (side.histogram === undefined) side.histogram = latency
           else side.histogram.addNumbers(latency.toNumbers())

@@ -188,10 +188,10 @@ class Side {
     return this.clientUs + this.daemonUs
   }
 
-  /** @param clients how many loops were running: how often each begins an operation */
-  measured(clients: number): Measured {
+  measured(): Measured {
     const value = spread(this.samples)
-    const interval = value.median > 0 ? (clients / value.median) * 1e9 : 0
+    // How often one is begun when nothing stands still: the rate would not do, as it has the standstills in it.
+    const interval = this.latency.percentile(0.5)
     return {
       target: this.target.name,
       samples: this.samples,
@@ -269,12 +269,11 @@ export async function measureRate(
       }
     }
     for (const side of sides) side.violations.push(...(await side.crew.settle(!settings.shared)))
-    const loops = plan.load === "message-ring" || plan.load === "record-ring" ? plan.depth : plan.nodes * plan.processes
     return rowOf(
       settings.shared ? { ...plan, title: `${plan.title}, this node's share` } : plan,
       plan.unit,
       "more",
-      sides.map((side) => side.measured(loops)),
+      sides.map((side) => side.measured()),
       foreign,
     )
   } finally {
