@@ -199,7 +199,8 @@ Leader:0
     expect(run.stdout).toEndWith("Leader:UNKNOWN\n")
     expect((await tool("-t 1 leader", example, null)).stdout).toBe("UNKNOWN\n")
     expect(JSON.parse((await tool("-t 1 --json status", example, null)).stdout).leader).toBe(0xffffffff)
-  })
+    // Three time limits of a second each.
+  }, 20_000)
 
   test("replies that fail at each step", async () => {
     for (const name of ["GET_NODEMAP", "GET_RUNSTATE", "GETVNNMAP", "GET_IFACES"] as const) {
