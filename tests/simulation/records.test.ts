@@ -112,8 +112,24 @@ interface Mutation {
   readonly method: string
   readonly by: (original: Method) => Method
   readonly found: RegExp
-  /** Clients of every history also read, and write between. */
-  readonly reading?: boolean
+  /** Histories in which the rule matters often. */
+  readonly plan?: (plan: Plan) => Plan
+}
+
+/** Clients also read, and write between. */
+const withReaders = (plan: Plan): Plan => ({ ...plan, reading: 0.7 })
+
+/** The same, and near the end two links are down when a recovery ends. */
+function withoutLinks(plan: Plan): Plan {
+  const cuts = [0, 1].flatMap((from) => {
+    const to = (from + 1) % plan.nodes
+    const atMs = plan.endMs - (from === 0 ? 500 : 800)
+    return [
+      { atMs, deed: { kind: "cut", from, to, forMs: 2500 } },
+      { atMs: atMs + 200, deed: { kind: "reset", from, to } },
+    ] as const
+  })
+  return { ...withReaders(plan), faults: [...plan.faults, ...cuts] }
 }
 
 const mutations: readonly Mutation[] = [
@@ -176,6 +192,7 @@ const mutations: readonly Mutation[] = [
     method: "keepUnsent",
     by: () => () => {},
     found: /calls wait|a client .* waits|can't be read/,
+    plan: withoutLinks,
   },
   {
     rule: "deferred attaches are never looked at again",
@@ -190,7 +207,7 @@ const mutations: readonly Mutation[] = [
     method: "holders",
     by: () => () => [],
     found: /for readers|reader on node|has rsn/,
-    reading: true,
+    plan: withReaders,
   },
   {
     rule: "one of those who have copies is forgotten",
@@ -201,7 +218,7 @@ const mutations: readonly Mutation[] = [
         return (original.apply(this, rest) as number[]).slice(1)
       } as Method,
     found: /for readers|reader on node|has rsn/,
-    reading: true,
+    plan: withReaders,
   },
   {
     rule: "copies that could not be taken back count as taken back",
@@ -212,7 +229,7 @@ const mutations: readonly Mutation[] = [
         original.apply(this, [revoke, jenkins, undefined] as never)
       } as Method,
     found: /for readers|reader on node|has rsn/,
-    reading: true,
+    plan: withReaders,
   },
   {
     rule: "a copy that comes late replaces what is newer",
@@ -223,7 +240,7 @@ const mutations: readonly Mutation[] = [
         database.tdb.store(key, value)
       } as unknown as Method,
     found: /for readers|reader on node|went from|has rsn/,
-    reading: true,
+    plan: withReaders,
   },
   {
     rule: "the owner lets writers in while copies are out",
@@ -237,14 +254,14 @@ const mutations: readonly Mutation[] = [
         return false
       } as unknown as Method,
     found: /for readers|reader on node|has rsn/,
-    reading: true,
+    plan: withReaders,
   },
 ]
 
-for (const { rule, room, method, by, found, reading = false } of mutations) {
+for (const { rule, room, method, by, found, plan } of mutations) {
   test(`found out: ${rule}`, () => {
     replace(room, method, by)
-    const failure = firstFailure(reading ? (plan) => ({ ...plan, reading: 0.7 }) : undefined)
+    const failure = firstFailure(plan)
     expect(failure ?? "not found").toMatch(found)
   }, 120_000)
 }
