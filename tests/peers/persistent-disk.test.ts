@@ -5,7 +5,6 @@
 import { expect, test } from "bun:test"
 import {
   closeSync,
-  existsSync,
   mkdirSync,
   mkdtempSync,
   openSync,
@@ -23,10 +22,10 @@ import { Transaction } from "../../lib/client/transaction.ts"
 import { CURRENT_NODE, NodeFlag } from "../../lib/protocol/constants.ts"
 import { commitOf, SEQUENCE_KEY, stored, u64, utf8 } from "./commits.ts"
 import { GONE, type Kind, MixedCluster } from "./nodes.ts"
+import { canMount, canTrace, STRACE } from "./privileges.ts"
 import { stockInstalled, waitUntil } from "./stock.ts"
 
-const STRACE = "/usr/bin/strace"
-const straceInstalled = existsSync(STRACE)
+const mountable = { tmpfs: canMount("tmpfs"), ext4: canMount("ext4") }
 
 /** A small file system under the persistent databases and the health marks of one node. */
 class Disk {
@@ -119,15 +118,6 @@ async function inject(pid: number, injection: string): Promise<() => Promise<voi
     await tracer.exited
   }
 }
-
-const canMount = (() => {
-  if (process.getuid?.() !== 0) return false
-  const directory = mkdtempSync(`${tmpdir()}/ctdb-mount-`)
-  const mounted = Bun.spawnSync(["mount", "-t", "tmpfs", "ctdb-test", directory], { stderr: "ignore" }).success
-  if (mounted) Bun.spawnSync(["umount", directory])
-  rmSync(directory, { recursive: true })
-  return mounted
-})()
 
 /** A cluster with a database in it, and what was committed to it and acknowledged. */
 class Committed {
@@ -255,7 +245,7 @@ const failures: readonly Failure[] = [
 
 for (const [index, failure] of failures.entries()) {
   const { what, kinds, victim, bytes, mark } = failure
-  test.skipIf(!stockInstalled || !canMount || (failure.needsStrace === true && !straceInstalled))(
+  test.skipIf(!stockInstalled || !mountable[failure.disk] || (failure.needsStrace === true && !canTrace))(
     `${kinds.join()}: ${what} on node ${victim}: it is marked, the others go on, nothing acknowledged is lost`,
     async () => {
       const committed = new Committed(kinds, 55 + index)
@@ -290,7 +280,7 @@ for (const [index, failure] of failures.entries()) {
   )
 }
 
-test.skipIf(!stockInstalled || !canMount)(
+test.skipIf(!stockInstalled || !mountable.ext4)(
   "ours,stock,ours: a directory that takes no new file: the client that attaches is told, and what is open goes on",
   async () => {
     const committed = new Committed(["ours", "stock", "ours"], 60)
@@ -350,7 +340,7 @@ test.skipIf(!stockInstalled)(
   120_000,
 )
 
-test.skipIf(!stockInstalled || !straceInstalled)(
+test.skipIf(!stockInstalled || !canTrace)(
   "a disk that fails: the client is told, the database is marked, and goes on when the disk does",
   async () => {
     const cluster = new MixedCluster("127.63.54.", ["ours"], { lock: true })

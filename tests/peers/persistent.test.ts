@@ -3,15 +3,14 @@
 // persistent-disk.test.ts's.
 
 import { afterAll, beforeAll, describe, expect, test } from "bun:test"
-import { existsSync, readFileSync } from "node:fs"
+import { readFileSync } from "node:fs"
 import { attach } from "../../lib/client/attach.ts"
 import { Client } from "../../lib/client/client.ts"
 import { CURRENT_NODE } from "../../lib/protocol/constants.ts"
 import { commitOf, raise, SEQUENCE_KEY, stored, utf8 } from "./commits.ts"
 import { MixedCluster } from "./nodes.ts"
+import { canTrace, STRACE } from "./privileges.ts"
 import { stockInstalled, waitUntil } from "./stock.ts"
-
-const STRACE = "/usr/bin/strace"
 
 describe.skipIf(!stockInstalled)("one cluster of both kinds", () => {
   const cluster = new MixedCluster("127.63.51.", ["ours", "stock", "ours"], { lock: true })
@@ -41,7 +40,7 @@ describe.skipIf(!stockInstalled)("one cluster of both kinds", () => {
     }
   }, 30_000)
 
-  test.skipIf(!existsSync(STRACE))(
+  test.skipIf(!canTrace)(
     "a commit is on the disk of each node after four syncs, half of stock's",
     async () => {
       const COMMITS = 10
