@@ -277,6 +277,19 @@ export function startWaiters(): void {
 
 // ---- the queues of one handle
 
+const closedError = (locks: Locks): TdbError => new TdbError("CANCELLED", locks.file, "the database was closed")
+
+/** A callback that throws must keep nobody from the lock: the error surfaces as an uncaught one. */
+function guarded(callback: () => void): void {
+  try {
+    callback()
+  } catch (error) {
+    queueMicrotask(() => {
+      throw error
+    })
+  }
+}
+
 interface Request {
   readonly granted: Granted
   cancelled: boolean
@@ -316,6 +329,7 @@ export class Waits implements ListWaits {
   private readonly queues = new Map<number, Queue>()
   private readonly allrecordWaits: AllrecordWait[] = []
   private readonly others = new Set<TransactionWait>()
+  private closed = false
 
   constructor(private readonly locks: Locks) {}
 
@@ -326,7 +340,9 @@ export class Waits implements ListWaits {
     return length
   }
 
+  /** @throws TdbError CANCELLED when the file was closed */
   waitForList(list: number, granted: Granted): Wait {
+    if (this.closed) throw closedError(this.locks)
     let queue = this.queues.get(list)
     if (queue === undefined) {
       queue = new Queue(list)
@@ -443,11 +459,14 @@ export class Waits implements ListWaits {
     this.forget(queue)
   }
 
+  // Those that are there now: a callback that asks again is not told here, or this would never end.
   private failAll(queue: Queue, error: TdbError): void {
-    for (let request = queue.shift(); request !== undefined; request = queue.shift()) {
+    const requests = queue.requests.splice(0).slice(queue.head)
+    queue.head = 0
+    for (const request of requests) {
       if (request.cancelled) continue
       request.cancelled = true
-      request.granted(null, error)
+      guarded(() => request.granted(null, error))
     }
   }
 
@@ -474,14 +493,7 @@ export class Waits implements ListWaits {
           if (!serving) this.serve(queue)
         },
       }
-      try {
-        request.granted(held, null)
-      } catch (error) {
-        // The lock must not stay because of it.
-        queueMicrotask(() => {
-          throw error
-        })
-      }
+      guarded(() => request.granted(held, null))
       serving = false
       if (queue.kept) return
     }
@@ -580,7 +592,8 @@ export class Waits implements ListWaits {
   }
 
   close(): void {
-    const error = new TdbError("CANCELLED", this.locks.file, "the database was closed")
+    this.closed = true
+    const error = closedError(this.locks)
     for (const wait of [...this.allrecordWaits]) wait.fail(error)
     for (const wait of [...this.others]) wait.fail(error)
     for (const queue of [...this.queues.values()]) {
