@@ -113,14 +113,14 @@ for (const [kind, flags] of FILES) {
     await peer.call("lock", "a")
     for (let i = 0; i < 200; i++) again()
     await peer.call("unlock", "a")
-    for (let i = 0; i < 20; i++) {
+    // On a busy machine the waiting thread may be late for some rounds; never getting a turn is the test's time-out.
+    for (let i = 0; i < 20 || served === 0; i++) {
       expect(await peer.call("lock", "a")).toBe(0)
       const before = served
       await peer.call("fetch", "a")
       expect(served).toBe(before)
       expect(await peer.call("unlock", "a")).toBe(0)
     }
-    expect(served).toBeGreaterThan(0)
     stop = true
     while (!db.tryLockChain(hash)) await Bun.sleep(1)
     db.unlockChain(hash)
