@@ -5,6 +5,7 @@
 import { type PacketConnection, type PacketHandler, type PeerCredentials, Priority } from "../lib/net/ports.ts"
 import { ProtocolError } from "../lib/protocol/codec.ts"
 import { BROADCAST_CONNECTED } from "../lib/protocol/constants.ts"
+import { controls } from "../lib/protocol/controls.ts"
 import { operationOf } from "../lib/protocol/header.ts"
 import { decodePacket, Operation, type Packet } from "../lib/protocol/packet.ts"
 import type { NodeEnvironment } from "./environment.ts"
@@ -19,6 +20,9 @@ const PAUSE_BYTES = 4 << 20
 const QUEUE_BYTES_MAX = 256 << 20
 /** So many clients at most; more are turned away, as every one costs a descriptor and memory. */
 export const CLIENTS_MAX = 20_000
+
+/** Who asks for one of these is a recovery daemon or works for one, and the cluster waits for it. */
+const RECOVERY_SIDE: ReadonlySet<number> = new Set([controls.RECD_PING.opcode, controls.SET_RECMODE.opcode])
 
 /** Stands in the id table for the moment between an id and the client that gets it. */
 const NOBODY: LocalClient = { id: 0, pid: 0, pendingIds: new Set(), send: () => {} }
@@ -83,6 +87,11 @@ export class Client implements LocalClient, PacketHandler {
   /** Bytes sent to it that it has not read. */
   get queuedBytes(): number {
     return this.connection.queuedBytes
+  }
+
+  /** From now on its packets go before other clients'. */
+  raise(): void {
+    this.connection.readPriority = Priority.LIVENESS
   }
 
   overfull(): boolean {
@@ -168,6 +177,7 @@ export class Clients {
     switch (packet.operation) {
       case Operation.REQ_CONTROL:
         counters.reqControl++
+        if (RECOVERY_SIDE.has(packet.opcode)) client.raise()
         this.router.controlFromClient(packet, client)
         return
       case Operation.REQ_MESSAGE:

@@ -3,9 +3,10 @@
 // packets mean is nobody's here.
 
 import type { Socket, SocketHandler, TCPSocketConnectOptions } from "bun"
+import { receive } from "../sys/socket.ts"
 import { type PacketConnection, type PacketHandler, Priority } from "./ports.ts"
 import { Found, PacketReader, type ReaderLimits } from "./reader.ts"
-import { arrived, PACKET_COST, type TurnTaker, wantFlush, wantTurn } from "./turns.ts"
+import { arrived, PACKET_COST, type UrgentTaker, unwatchUrgent, wantFlush, wantTurn, watchUrgent } from "./turns.ts"
 
 /** Bun's sockets have their descriptor as a property that its types leave out. */
 export type StreamSocket = Socket<SocketConnection> & { readonly fd: number }
@@ -22,7 +23,7 @@ export interface ConnectionOptions extends ReaderLimits {
 }
 
 /** Received bytes that may wait for their turn before the socket is told to stop (bytes). */
-const READ_BACKLOG = 1024 * 1024
+const READ_BACKLOG = 256 * 1024
 /** The most that one write call is given (bytes); larger packets are written from where they are. */
 const WRITE_SIZE = 128 * 1024
 /** The most that one connection writes in one turn (bytes), so that a fast reader can't hold the loop. */
@@ -30,6 +31,8 @@ const WRITE_TURN = 4 * 1024 * 1024
 
 /** Where packets are put together for a write. The kernel has copied them when write() returns, so all share it. */
 const scratch = new Uint8Array(WRITE_SIZE)
+/** Where an urgent connection's input is fetched to; it keeps a copy of what came. */
+const fetched = new Uint8Array(64 * 1024)
 
 /** A queue that gives up its front in constant time. */
 class PacketQueue {
@@ -53,11 +56,11 @@ class PacketQueue {
   }
 }
 
-export class SocketConnection implements PacketConnection, TurnTaker {
-  readPriority: Priority
+export class SocketConnection implements PacketConnection, UrgentTaker {
   queuedBytes = 0
   queuedPackets = 0
 
+  private priority: Priority
   private readonly reader: PacketReader
   private handler: PacketHandler | undefined
   private socket: StreamSocket | undefined
@@ -86,7 +89,7 @@ export class SocketConnection implements PacketConnection, TurnTaker {
 
   constructor(private readonly options: ConnectionOptions) {
     this.reader = new PacketReader(options)
-    this.readPriority = options.readPriority
+    this.priority = options.readPriority
   }
 
   // The port.
@@ -126,6 +129,15 @@ export class SocketConnection implements PacketConnection, TurnTaker {
     this.closeSocket()
   }
 
+  get readPriority(): Priority {
+    return this.priority
+  }
+
+  set readPriority(priority: Priority) {
+    this.priority = priority
+    this.watch()
+  }
+
   /** Writes what the kernel takes of the queue now, for a program that is about to end. */
   flushNow(): void {
     if (!this.closed && this.ended === undefined && !this.blocked) this.writeQueue()
@@ -145,6 +157,7 @@ export class SocketConnection implements PacketConnection, TurnTaker {
   /** Gives it the socket. Until setHandler() what arrives waits. */
   open(socket: StreamSocket): void {
     this.socket = socket
+    this.watch()
     if (this.pausedByOwner) this.pauseSocket()
     if (this.queuedBytes > 0 && !this.waitsForFlush) {
       this.waitsForFlush = true
@@ -170,6 +183,15 @@ export class SocketConnection implements PacketConnection, TurnTaker {
     if (this.waitsForTurn || this.handler === undefined || this.pausedByOwner) return
     this.waitsForTurn = true
     arrived(this)
+  }
+
+  /** Reads ahead of the loop, in the middle of a long turn. An end or an error is left for the loop to find. */
+  fetch(): void {
+    if (this.socket === undefined || this.socketPaused || this.handler === undefined) return
+    const length = receive(this.socket.fd, fetched)
+    if (length <= 0) return
+    this.reader.push(fetched.slice(0, length))
+    this.askForTurn()
   }
 
   writable(): void {
@@ -351,8 +373,14 @@ export class SocketConnection implements PacketConnection, TurnTaker {
     this.socket?.resume()
   }
 
+  private watch(): void {
+    if (this.priority === Priority.LIVENESS && !this.options.writeOnly && this.socket !== undefined) watchUrgent(this)
+    else unwatchUrgent(this)
+  }
+
   private closeSocket(): void {
-    const socket = this.socket
+    const { socket } = this
+    unwatchUrgent(this)
     this.socket = undefined
     socket?.close()
   }

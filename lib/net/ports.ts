@@ -32,6 +32,8 @@ export type Priority = (typeof Priority)[keyof typeof Priority]
  * overtake less urgent ones that have not started on the wire.
  */
 export interface PacketConnection {
+  /** The class whose turns it reads in. May be changed at any time. */
+  readPriority: Priority
   /**
    * Queues one whole packet. The bytes belong to the connection from now on: the caller must not change them.
    * Everything queued in one loop turn leaves in one write. After close() it is dropped silently.

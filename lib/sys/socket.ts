@@ -14,6 +14,7 @@ const { symbols: libc } = dlopen("libc.so.6", {
   close: { args: [i32], returns: i32 },
   getsockopt: { args: [i32, i32, i32, FFIType.ptr, FFIType.ptr], returns: i32 },
   setsockopt: { args: [i32, i32, i32, FFIType.ptr, u32], returns: i32 },
+  recv: { args: [i32, FFIType.ptr, FFIType.u64, i32], returns: FFIType.i64_fast },
   getpeername: { args: [i32, FFIType.ptr, FFIType.ptr], returns: i32 },
   inet_pton: { args: [i32, FFIType.ptr, FFIType.ptr], returns: i32 },
   if_nametoindex: { args: [FFIType.ptr], returns: u32 },
@@ -35,6 +36,7 @@ const SO_KEEPALIVE = 9
 const SO_PEERCRED = 17
 const IPPROTO_TCP = 6
 const TCP_NODELAY = 1
+const MSG_DONTWAIT = 0x40
 const ENAMETOOLONG = 36
 const EINPROGRESS = 115
 
@@ -176,4 +178,9 @@ export function socketBuffers(fd: number): { readonly send: number; readonly rec
 
 export function closeSocket(fd: number): void {
   libc.close(fd)
+}
+
+/** Receives what is there, without waiting. Returns its bytes, 0 at the end of the stream, negative for nothing or an error. */
+export function receive(fd: number, buffer: Uint8Array): number {
+  return Number(libc.recv(fd, ptr(buffer), buffer.length, MSG_DONTWAIT))
 }

@@ -4,7 +4,7 @@
 import { afterEach, beforeEach, describe, expect, test } from "bun:test"
 import { Database, DatabaseError, type DatabaseKind, LockedRecord } from "../../lib/client/database.ts"
 import { Session } from "../../lib/client/session.ts"
-import type { PacketConnection } from "../../lib/net/ports.ts"
+import { type PacketConnection, Priority } from "../../lib/net/ports.ts"
 import { realScheduler } from "../../lib/net/scheduler.ts"
 import { RecordFlag } from "../../lib/protocol/constants.ts"
 import { decodePacket, encodePacket, Operation, type ReqCall } from "../../lib/protocol/packet.ts"
@@ -16,6 +16,7 @@ const VOLATILE = 0x1c41
 const OLD_KEY = Buffer.from("testkey")
 
 class Wire implements PacketConnection {
+  readPriority: Priority = Priority.BULK
   readonly sent: Uint8Array[] = []
   readonly queuedBytes = 0
   readonly queuedPackets = 0

@@ -5,7 +5,7 @@ import { describe, expect, test } from "bun:test"
 import { readFileSync } from "node:fs"
 import { join } from "node:path"
 import { type ControlReply, Session } from "../../lib/client/session.ts"
-import type { PacketConnection, Scheduler, Timer } from "../../lib/net/ports.ts"
+import { type PacketConnection, Priority, type Scheduler, type Timer } from "../../lib/net/ports.ts"
 import { CURRENT_NODE, Srvid } from "../../lib/protocol/constants.ts"
 import {
   decodePacket,
@@ -53,6 +53,7 @@ class VirtualTime implements Scheduler {
 }
 
 class Wire implements PacketConnection {
+  readPriority: Priority = Priority.BULK
   readonly sent: Uint8Array[] = []
   closed = false
   readonly queuedBytes = 0

@@ -388,6 +388,28 @@ describe("turns", () => {
     expect(Math.max(...seen) - Math.min(...seen)).toBeLessThanOrEqual(128)
   })
 
+  test("what comes for the urgent connection in the middle of a long turn is served in it", async () => {
+    let urgent: RawPeer | undefined
+    let handled = 0
+    const { path, accepted, served } = serverOfTurns(() => {
+      // Every packet takes a millisecond; the urgent one is sent while the tenth is handled.
+      if (++handled === 11) urgent!.socket.write(packetOf(64, 0xfff1))
+      const end = performance.now() + 1
+      while (performance.now() < end);
+    })
+    const clients: RawPeer[] = []
+    for (let i = 0; i < 40; i++) clients.push(await RawPeer.connect(path))
+    urgent = await RawPeer.connect(path)
+    await urgent.write(packetOf(64, 0xfff0))
+    await until("the urgent one known", () => served.length === 1 && accepted.length === 41)
+    for (const [i, client] of clients.entries()) client.socket.write(packetOf(64, i + 1))
+    await until("all", () => served.length === 42)
+    // It is looked for after 2 ms; packets are not interrupted. At the end of the turn it would be the last of all.
+    const at = served.indexOf("urgent", 1)
+    expect(at).toBeGreaterThan(10)
+    expect(at).toBeLessThanOrEqual(16)
+  })
+
   test("an error thrown by one handler does not reach another connection", async () => {
     const script = `
       import { listenUnix, connectUnix } from ${JSON.stringify(require.resolve("../../lib/net/unix.ts"))}

@@ -10,7 +10,7 @@ import type { Parsed } from "../../lib/config/fault.ts"
 import type { Logger } from "../../lib/config/log.ts"
 import type { ListedNode } from "../../lib/config/nodes-file.ts"
 import { defaultTunables, type Tunables } from "../../lib/config/tunables.ts"
-import type { PacketConnection, PacketHandler, Scheduler, Timer } from "../../lib/net/ports.ts"
+import { type PacketConnection, type PacketHandler, Priority, type Scheduler, type Timer } from "../../lib/net/ports.ts"
 import { SimDisk } from "./files.ts"
 import { type Kept, memoryFiles } from "./recovery-files.ts"
 
@@ -150,6 +150,7 @@ interface LockHolding extends HeldLock {
 
 /** One end of a simulated connection. Packets arrive whole, in order, each after its own delay. */
 export class SimConnection implements PacketConnection {
+  readPriority: Priority = Priority.BULK
   queuedBytes = 0
   queuedPackets = 0
   handler: PacketHandler | undefined
