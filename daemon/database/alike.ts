@@ -9,7 +9,7 @@
 import { RecordFlag } from "../../lib/protocol/constants.ts"
 import { readU32, writeU32 } from "../../lib/protocol/header.ts"
 import { LTDB_HEADER_SIZE } from "../../lib/protocol/structs.ts"
-import { AT_CHAINS, AT_FULL_HASH, RECORD_HEADER, REPLACE, Walk } from "../../lib/tdb/tdb.ts"
+import { AT_CHAINS, AT_FULL_HASH, RECORD_HEADER, REPLACE, TdbError, Walk } from "../../lib/tdb/tdb.ts"
 import type { NodeEnvironment } from "../environment.ts"
 import type { Answer } from "../routing.ts"
 import type { Database, Passage } from "./database.ts"
@@ -108,6 +108,7 @@ abstract class Pieces implements Passage {
         }
       } while (this.environment.monotonicMs() < deadlineMs)
     } catch (error) {
+      if (error instanceof TdbError) this.database.onDamaged(error.message)
       this.abort(error instanceof Error ? error.message : String(error))
       return
     }

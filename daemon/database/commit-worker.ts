@@ -5,7 +5,7 @@
 import { decode } from "../../lib/protocol/codec.ts"
 import { recBuffer } from "../../lib/protocol/structs.ts"
 import { SysError } from "../../lib/sys/errno.ts"
-import { freelistSize, openTdb, type Tdb, TdbError } from "../../lib/tdb/tdb.ts"
+import { freelistSize, headerDefect, openTdb, type Tdb, TdbError } from "../../lib/tdb/tdb.ts"
 import type { Mark, UpdateResult } from "./files.ts"
 import { applyRecords } from "./update.ts"
 
@@ -61,6 +61,8 @@ function write(order: Exclude<CommitOrder, { readonly close: true }>): CommitRep
     try {
       if (Atomics.load(order.epochs, 0) !== order.epoch) return { outcome: "dropped", reason: "recovery has begun" }
       if (typeof order.work === "number") return repack(tdb, order.work)
+      const defect = headerDefect(tdb)
+      if (defect !== undefined) return { outcome: "damaged", reason: `${order.path}: ${defect}` }
       tdb.startTransaction()
       return finish(tdb, order.work)
     } finally {
@@ -85,7 +87,9 @@ function finish(tdb: Tdb, work: Uint8Array | readonly Mark[]): CommitReport {
     else for (const { key, value } of work) value === undefined ? tdb.delete(key) : tdb.store(key, value)
   } catch (error) {
     tdb.cancel()
-    throw error
+    // Nothing was written yet: what went wrong is what was read.
+    if (!(error instanceof TdbError) || error.code === "NOSPACE") throw error
+    return { outcome: "damaged", reason: error.message }
   }
   if (refused !== undefined) {
     tdb.cancel()
@@ -93,6 +97,12 @@ function finish(tdb: Tdb, work: Uint8Array | readonly Mark[]): CommitReport {
   }
   tdb.commit()
   return { outcome: "applied", reason: "" }
+}
+
+function outcomeOf(error: TdbError | SysError): UpdateResult["outcome"] {
+  if (!(error instanceof TdbError)) return "broken"
+  if (error.code === "NOSPACE") return "full"
+  return error.code === "CORRUPT" || error.code === "FORMAT" ? "damaged" : "broken"
 }
 
 self.onmessage = ({ data: order }) => {
@@ -105,7 +115,6 @@ self.onmessage = ({ data: order }) => {
     self.postMessage(write(order))
   } catch (error) {
     if (!(error instanceof TdbError || error instanceof SysError)) throw error
-    const full = error instanceof TdbError && error.code === "NOSPACE"
-    self.postMessage({ outcome: full ? "full" : "broken", reason: error.message })
+    self.postMessage({ outcome: outcomeOf(error), reason: error.message })
   }
 }

@@ -70,6 +70,8 @@ export class Database implements Freezable, RecordStore {
   readonly hotKeys: HotKeys
   /** Called when the database may be used again after a freeze. */
   onThaw: () => void = () => {}
+  /** Called when a defect of the file is met. */
+  onDamaged: (reason: string) => void = () => {}
   /** Called when nothing of what the database holds in memory counts any more: it was wiped. */
   onWipe: () => void = () => {}
   /** Called when a recovery has ended all read-only delegations. */

@@ -1,7 +1,7 @@
 // Database files on disk: names, directories, flags and the way to open them as stock daemons and their clients do
 // (tdb-format page 9.1, 9.2). What is in them, and when they are opened, is decided elsewhere.
 
-import { constants, readdirSync, renameSync, unlinkSync } from "node:fs"
+import { constants, copyFile, readdirSync, renameSync, unlinkSync } from "node:fs"
 import type { Scheduler } from "../../lib/net/ports.ts"
 import {
   CLEAR_IF_FIRST,
@@ -40,6 +40,10 @@ export function databaseFiles(directories: DatabaseDirectories, scheduler: Sched
     open: (parameters) => openDatabase(parameters, pathOf, directories.tdbMutexes, scheduler, threads),
     persistentNames: (pnn) => persistentNames(directories.persistentDirectory, pnn),
     setAside: (name, pnn) => setAside(pathOf("persistent", name, pnn)),
+    copyAside: (path, done) => {
+      const target = asideOf(path)
+      copyFile(path, target, constants.COPYFILE_EXCL | constants.COPYFILE_FICLONE, (error) => done(error ?? target))
+    },
     openHealth: (pnn) => {
       const openFlags = constants.O_RDWR | constants.O_CREAT
       const flags = DISALLOW_NESTING
@@ -124,9 +128,12 @@ function persistentNames(directory: string, pnn: number): string[] {
 }
 
 /** `PATH.corrupted.YYYYMMDDhhmmss.0Z`, in UTC (tdb-format page 9.2). */
+function asideOf(path: string): string {
+  return `${path}.corrupted.${new Date().toISOString().replace(/\D/g, "").slice(0, 14)}.0Z`
+}
+
 function setAside(path: string): string {
-  const stamp = new Date().toISOString().replace(/\D/g, "").slice(0, 14)
-  const target = `${path}.corrupted.${stamp}.0Z`
+  const target = asideOf(path)
   renameSync(path, target)
   return target
 }

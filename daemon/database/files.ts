@@ -24,9 +24,12 @@ export interface FileLocks {
   unlockAll(): void
 }
 
-/** What became of a transaction: "refused" by the rules, "full" is the disk, "broken" the file; only "applied" changes anything. */
+/**
+ * What became of a transaction: "refused" by the rules, "full" or "broken" is the disk, "damaged" what the file holds; only "applied"
+ * changes anything.
+ */
 export interface UpdateResult {
-  readonly outcome: "applied" | "refused" | "full" | "broken" | "dropped"
+  readonly outcome: "applied" | "refused" | "full" | "broken" | "damaged" | "dropped"
   /** For the log and whoever asked; empty if applied. */
   readonly reason: string
 }
@@ -92,6 +95,11 @@ export interface DatabaseFiles {
   persistentNames(pnn: number): readonly string[]
   /** Moves a damaged persistent database's file out of the way; its new path. @throws Error */
   setAside(name: string, pnn: number): string
+  /**
+   * Copies a damaged file that is in use, and is about to get other contents; `done` in a later turn, with the copy's path or why there
+   * is none.
+   */
+  copyAside(path: string, done: (copy: string | Error) => void): void
   /** Opens or creates it. @throws TdbError, SysError */
   openHealth(pnn: number): HealthFile
   setHealthAside(pnn: number): string

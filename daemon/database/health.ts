@@ -57,9 +57,10 @@ export class Health {
     return this.reasons.get(name)
   }
 
-  set(name: string, reason: string): void {
+  /** `done` in a later turn: the mark is on the disk, or can't be written. */
+  set(name: string, reason: string, done: () => void = () => {}): void {
     this.reasons.set(name, reason)
-    this.write(name)
+    this.write(name, done)
     this.environment.log.error(`Database ${name} is unhealthy: ${reason}`)
   }
 
@@ -83,7 +84,7 @@ export class Health {
    * Has the mark of that database written, beside the loop, and what could not be written before. A mark counts from now on in
    * any case: the disk that it tells of may be the one that it can't be written to.
    */
-  private write(name: string): void {
+  private write(name: string, done: () => void = () => {}): void {
     this.unwritten.add(name)
     const written = [...this.unwritten].map((each) => ({ name: each, reason: this.reasons.get(each) }))
     const marks = written.map(({ name, reason }) => ({
@@ -98,6 +99,7 @@ export class Health {
           `Health mark of database ${name} can't be written and holds until this daemon ends: ${why}`,
         )
       }
+      done()
     })
   }
 }

@@ -234,7 +234,7 @@ export class Persistent {
     })
     const cancel = database.volatile
       ? this.updateVolatile(database, request.records, finish)
-      : database.updates.apply(bytes, (result) => finish(this.written(database, result)))
+      : database.updates.apply(bytes, (result) => this.written(database, result, finish))
   }
 
   private refusesUpdate(request: RecBuffer, database: Database | undefined): string | undefined {
@@ -247,24 +247,35 @@ export class Persistent {
     return wrongRecords(request)
   }
 
-  private written(database: Database, { outcome, reason }: UpdateResult): ControlAnswer {
+  /** Answers when what the outcome says of the database is noted. */
+  private written(
+    database: Database,
+    { outcome, reason }: UpdateResult,
+    answer: (result: ControlAnswer) => void,
+  ): void {
+    const { databases, environment } = this
+    const failed = () => answer({ status: NOT_STORED, error: reason })
+    if (outcome !== "applied") environment.log.error(`Update of database ${database.name}: ${reason}`)
     switch (outcome) {
       case "applied":
-        if (this.databases.healthReason(database.id)?.startsWith(FULL)) this.databases.setHealthy(database.id)
-        return { status: 0 }
+        if (databases.healthReason(database.id)?.startsWith(FULL)) databases.setHealthy(database.id)
+        answer({ status: 0 })
+        break
       case "dropped":
-        return { status: -1, error: reason }
+        answer({ status: -1, error: reason })
+        break
       case "refused":
+        failed()
         break
       case "full":
-        this.databases.setUnhealthy(database, `${FULL}${reason}`)
+        databases.setUnhealthy(database, `${FULL}${reason}`, failed)
         break
       case "broken":
-        this.databases.setUnhealthy(database, `ERROR - write failed: ${reason}`)
+        databases.setUnhealthy(database, `ERROR - write failed: ${reason}`, failed)
         break
+      case "damaged":
+        databases.damaged(database, reason, failed)
     }
-    this.environment.log.error(`Update of database ${database.name}: ${reason}`)
-    return { status: NOT_STORED, error: reason }
   }
 
   /**

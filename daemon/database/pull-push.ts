@@ -144,6 +144,16 @@ class Pull implements Passage {
 
   step(): void {
     if (this.ended) return
+    try {
+      this.piece()
+    } catch (error) {
+      if (!(error instanceof TdbError)) throw error
+      this.database.onDamaged(error.message)
+      this.abort(error.message)
+    }
+  }
+
+  private piece(): void {
     const { environment, buffer } = this
     const deadlineMs = environment.monotonicMs() + PIECE_MS
     do {

@@ -42,6 +42,8 @@ const KIND_FLAG: Readonly<Record<DatabaseKind, number>> = {
 }
 /** Steps of recoveries may take so much of one turn of the loop (ms), or one of them more. */
 const STEPS_MS = 15
+/** Beginning of the mark of a database whose file has a defect. */
+const DAMAGED = "ERROR - damaged: "
 /** Clients whose attach waits for the end of a recovery. */
 const DEFERRED_MAX = 20_000
 /** So that a name with its node number and the suffix of a tracking database is a file name (bytes). */
@@ -73,6 +75,8 @@ export class Databases {
   private readonly pushes = new Map<Database, Push>()
   private readonly seqnums = new Map<Database, SeqnumWatch>()
   private readonly steps: (() => void)[] = []
+  /** Databases whose damage is being noted, and who waits for that. */
+  private readonly noting = new Map<Database, (() => void)[]>()
   private health: Health | undefined
 
   constructor(
@@ -242,6 +246,7 @@ export class Databases {
     }
     const database = new Database(databaseId(name), name, kind, file, state, environment)
     this.byId.set(database.id, database)
+    database.onDamaged = (reason) => this.damaged(database, reason)
     environment.log.notice(`Attached to database '${file.path}' with flags 0x${file.tdb.flags.toString(16)}`)
     this.events.attached(database)
     // A node that takes no part in the cluster keeps all of its databases locked, the new one too.
@@ -294,9 +299,46 @@ export class Databases {
     return this.health?.reason(database.name) === undefined
   }
 
-  /** Its contents can't be trusted, or not be changed, from now on. */
-  setUnhealthy(database: Database, reason: string): void {
-    if (this.health?.reason(database.name) !== reason) this.health?.set(database.name, reason)
+  /** Its contents can't be trusted, or not be changed, from now on; `done` when the mark is on the disk, if it can be. */
+  setUnhealthy(database: Database, reason: string, done: () => void): void {
+    if (this.health === undefined || this.health.reason(database.name) === reason) done()
+    else this.health.set(database.name, reason, done)
+  }
+
+  /**
+   * A defect was met in the file: from now on this copy counts for nothing, until a recovery has brought another node's. `done` when the
+   * mark is on the disk, and beside it a copy of the file as it is.
+   */
+  damaged(database: Database, reason: string, done: () => void = () => {}): void {
+    const { environment } = this
+    const waiting = this.noting.get(database)
+    if (waiting !== undefined) {
+      waiting.push(done)
+      return
+    }
+    if (database.volatile || this.isDamaged(database)) {
+      environment.log.error(`Database ${database.name} is damaged: ${reason}`)
+      done()
+      return
+    }
+    this.noting.set(database, [done])
+    let left = 2
+    const noted = () => {
+      if (--left > 0) return
+      const waited = this.noting.get(database) ?? []
+      this.noting.delete(database)
+      for (const each of waited) each()
+    }
+    this.setUnhealthy(database, `${DAMAGED}${reason}`, noted)
+    environment.databases.copyAside(database.path, (copy) => {
+      if (copy instanceof Error) environment.log.error(`Damaged ${database.path} can't be copied: ${copy.message}`)
+      else environment.log.error(`Damaged ${database.path} is kept as ${copy}`)
+      noted()
+    })
+  }
+
+  private isDamaged(database: Database): boolean {
+    return this.health?.reason(database.name)?.startsWith(DAMAGED) === true
   }
 
   /** undefined: no such database; else whether it was unhealthy. */
@@ -320,6 +362,13 @@ export class Databases {
   }
 
   startTransaction({ dbId, tid }: Transdb, answer: Answer): void {
+    const known = this.byId.get(dbId)
+    const noting = known && this.noting.get(known)
+    if (noting !== undefined) {
+      // The file gets other contents in this transaction.
+      noting.push(() => this.startTransaction({ dbId, tid }, answer))
+      return
+    }
     this.work(answer, dbId, "start the transaction of", (database) => {
       if (database.startTransaction(tid)) return true
       this.environment.log.error(`DB_TRANSACTION_START of ${database.name}, which is not frozen`)
@@ -405,7 +454,7 @@ export class Databases {
   /** ALIKE_DIGEST. Database 0 asks only whether this node knows such things. */
   digest({ dbId, tid }: Transdb, answer: Answer): void {
     const database = this.byId.get(dbId)
-    if (database === undefined || database.invalid) answer({ status: 0 })
+    if (database === undefined || database.invalid || this.isDamaged(database)) answer({ status: 0 })
     else if (!this.isInTransaction(database, tid, "ALIKE_DIGEST")) answer({ status: -1 })
     else new Digest(database, this.state.tunables.RecBufferSizeLimit, this.environment, answer).step()
   }
@@ -413,7 +462,7 @@ export class Databases {
   /** ALIKE_SKETCH: nothing, where there is nothing worth comparing. */
   sketch({ dbId, tid }: Transdb, answer: Answer): void {
     const database = this.byId.get(dbId)
-    if (database === undefined || database.invalid) answer({ status: 0 })
+    if (database === undefined || database.invalid || this.isDamaged(database)) answer({ status: 0 })
     else if (!this.isInTransaction(database, tid, "ALIKE_SKETCH")) answer({ status: -1 })
     else answer({ status: 0, data: sketch(database, this.state.tunables.RecBufferSizeLimit) })
   }
@@ -460,7 +509,7 @@ export class Databases {
     })
   }
 
-  /** GET_DB_SEQNUM (10.1), without holding up the loop for a client that has the chain. */
+  /** GET_DB_SEQNUM (10.1), without holding up the loop for a client that has the chain. In a recovery a damaged copy has none. */
   recordSeqnum(id: number, answer: Answer): void {
     const database = this.byId.get(id)
     if (database === undefined) {
@@ -473,8 +522,19 @@ export class Databases {
         answer({ status: -1 })
         return
       }
-      const value = database.tdb.fetch(seqnumKey, hash)
+      const inRecovery = database.transaction !== undefined
       const data = new Uint8Array(8)
+      let value: Uint8Array | null = null
+      try {
+        if (!inRecovery || !this.isDamaged(database)) value = database.tdb.fetch(seqnumKey, hash)
+      } catch (error) {
+        if (!(error instanceof TdbError)) throw error
+        this.damaged(database, error.message)
+        if (!inRecovery || database.volatile) {
+          answer({ status: -1, error: error.message })
+          return
+        }
+      }
       if (value?.length === LTDB_HEADER_SIZE + 8) data.set(value.subarray(LTDB_HEADER_SIZE))
       answer({ status: 0, data })
     }

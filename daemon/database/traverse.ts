@@ -403,6 +403,7 @@ export class Traverses {
       return state !== "locked" || records > 0
     } catch (error) {
       if (!(error instanceof TdbError)) throw error
+      database.onDamaged(error.message)
       this.end(walking, error.message)
       return true
     }

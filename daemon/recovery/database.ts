@@ -7,7 +7,7 @@ import type { Logger } from "../../lib/config/log.ts"
 import type { Scheduler } from "../../lib/net/ports.ts"
 import { ControlFlag, DbFlag } from "../../lib/protocol/constants.ts"
 import { databaseId, jenkinsHash } from "../../lib/protocol/hash.ts"
-import { compare, toDecimal, type Word64 } from "../../lib/protocol/word64.ts"
+import { compare, equal, toDecimal, type Word64, ZERO64 } from "../../lib/protocol/word64.ts"
 import { SysError } from "../../lib/sys/errno.ts"
 import { TdbError } from "../../lib/tdb/tdb.ts"
 import { GROUP_WORDS, GROUPS, keptRecords, ODD } from "../database/alike.ts"
@@ -315,8 +315,10 @@ class DatabaseRecovery {
       return { kind: "volatile", leader }
     }
     const highest = highestOf(numbers)
-    // The others are asked for what they have only to see whether something would be lost; one that never tells is replaced.
-    const serious = failures.filter(({ pnn, timedOut }) => !last || timedOut || pnn === highest.pnn)
+    // The others are asked for what they have only to see whether something would be lost; one that never tells, or says that it knows
+    // of no commit, is replaced.
+    const known = (pnn: number): boolean => !equal(numbers.get(pnn)!, ZERO64)
+    const serious = failures.filter(({ pnn, timedOut }) => timedOut || pnn === highest.pnn || (!last && known(pnn)))
     if (serious.length > 0) throw new PhaseFailure("DB_PULL", serious)
     for (const { pnn, text } of failures) {
       log.error(`Copy of database ${this.label} on node ${pnn} can not be read and is replaced: ${text}`)

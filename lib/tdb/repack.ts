@@ -12,10 +12,11 @@ import {
   RECOVERY_IDLE,
 } from "./format.ts"
 import { releaseRegion } from "./freelist.ts"
+import { restoreHeader } from "./header.ts"
 import { openMemory } from "./open.ts"
 import { traverseRead } from "./traverse.ts"
 
-/** Forget all records: everything but the recovery area becomes free space. */
+/** Forget all records: everything but the recovery area becomes free space. In a transaction a damaged header is set right. */
 export function wipe(db: Tdb): void {
   db.lockAllrecord(true)
   try {
@@ -23,6 +24,7 @@ export function wipe(db: Tdb): void {
     try {
       db.look()
       db.forget()
+      if (db.transaction !== null) restoreHeader(db)
       for (let chain = 0; chain < db.hashSize; chain++) {
         const head = AT_CHAINS + 4 * chain
         if (db.get(head) !== 0) db.put(head, 0)

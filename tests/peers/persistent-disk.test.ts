@@ -1,15 +1,17 @@
-// Disks that fail under persistent databases: full, read-only, with errors, with other contents than were written. The client is told
-// or its commit is on the other nodes, the database is marked, the others go on, and nothing acknowledged is lost when the
-// disk is back. Mounts small file systems, as root only.
+// Disks that fail under persistent databases: full, read-only, with errors, with other contents than were written, before a start or
+// while the file is in use. The client is told or its commit is on the other nodes, the database is marked, the others go on, and
+// nothing acknowledged is lost when the disk is back. Mounts small file systems, as root only.
 
 import { expect, test } from "bun:test"
 import {
   closeSync,
+  copyFileSync,
   mkdirSync,
   mkdtempSync,
   openSync,
   readdirSync,
   rmSync,
+  statSync,
   symlinkSync,
   unlinkSync,
   writeFileSync,
@@ -127,7 +129,7 @@ class Committed {
   private id = 0
 
   constructor(kinds: readonly Kind[], address: number) {
-    this.cluster = new MixedCluster(`127.63.${address}.`, kinds, { lock: true })
+    this.cluster = new MixedCluster(`127.${address < 80 ? 63 : 73}.${address}.`, kinds, { lock: true })
   }
 
   /** Node 0 first, which leads then. */
@@ -306,9 +308,9 @@ test.skipIf(!stockInstalled || !mountable.ext4)(
 )
 
 /** Writes garbage over what lies at that place in a file. */
-function damage(path: string, at: number, bytes: number): void {
+function damage(path: string, at: number, bytes: number, byte = 0xa5): void {
   const file = openSync(path, "r+")
-  writeSync(file, Buffer.alloc(bytes, 0xa5), 0, bytes, at)
+  writeSync(file, Buffer.alloc(bytes, byte), 0, bytes, at)
   closeSync(file)
 }
 
@@ -338,6 +340,148 @@ test.skipIf(!stockInstalled)(
     }
   },
   120_000,
+)
+
+/** Where the table of chains begins, and where the records of a file with the default number of them. */
+const CHAINS = 172
+const RECORDS = CHAINS + 4 * 100_001
+
+/** What another process writes over a file that the node has open. */
+const scribbles: readonly {
+  readonly what: string
+  readonly at: number
+  readonly until?: number
+  readonly byte: number
+  readonly kinds: readonly Kind[]
+  readonly victim: number
+  /** What the victim's log says of it. */
+  readonly log: RegExp
+  readonly kept: boolean
+}[] = [
+  {
+    what: "the header",
+    at: 0,
+    until: 168,
+    byte: 0xa5,
+    kinds: ["ours", "ours", "stock"],
+    victim: 1,
+    log: /is unhealthy: ERROR - damaged: .*the header is not that of a TDB file/,
+    kept: true,
+  },
+  {
+    what: "the table of chains",
+    at: CHAINS,
+    until: RECORDS,
+    byte: 0xa5,
+    kinds: ["stock", "ours", "ours"],
+    victim: 1,
+    log: /is unhealthy: ERROR - damaged: .*not 4-byte aligned/,
+    kept: true,
+  },
+  {
+    what: "the table of chains, with zeros, so that no record is found",
+    at: CHAINS,
+    until: RECORDS,
+    byte: 0,
+    kinds: ["ours", "stock", "ours"],
+    victim: 2,
+    log: /sequence number \d+ does not follow on this copy's 0/,
+    kept: false,
+  },
+  {
+    what: "the list of free records",
+    at: 168,
+    until: 172,
+    byte: 0xa5,
+    kinds: ["ours", "ours", "ours"],
+    victim: 0,
+    log: /is unhealthy: ERROR - damaged: /,
+    kept: true,
+  },
+  {
+    what: "all records",
+    at: RECORDS,
+    byte: 0xa5,
+    kinds: ["stock", "ours", "stock"],
+    victim: 1,
+    log: /is unhealthy: ERROR - damaged: .*bad magic 0xa5a5a5a5/,
+    kept: true,
+  },
+  {
+    what: "the whole file",
+    at: 0,
+    byte: 0x5a,
+    kinds: ["ours", "ours", "ours"],
+    victim: 0,
+    log: /is unhealthy: ERROR - damaged: /,
+    kept: true,
+  },
+]
+
+for (const [index, { what, at, until, byte, kinds, victim, log, kept }] of scribbles.entries()) {
+  test.skipIf(!stockInstalled)(
+    `${kinds.join()}: somebody writes over ${what} in the file of node ${victim}: the others bring it back, and nobody is banned`,
+    async () => {
+      const committed = new Committed(kinds, 80 + index)
+      const { cluster } = committed
+      const directory = `${cluster.base(victim)}/persistent`
+      const file = `${directory}/failing.tdb.${victim}`
+      const others = cluster.pnns.filter((pnn) => pnn !== victim)
+      try {
+        await committed.start()
+        const pids = cluster.pnns.map((pnn) => cluster.node(pnn).pid)
+        damage(file, at, (until ?? statSync(file).size) - at, byte)
+        // The first of them meets it.
+        for (const pnn of [...others, victim]) await committed.commit(pnn, 100)
+        expect(cluster.log(victim)).toMatch(log)
+        await committed.allHaveAll()
+        for (const pnn of cluster.pnns) expect((await cluster.view(pnn))!.flags).toEqual([0, 0, 0])
+        expect(cluster.pnns.map((pnn) => cluster.node(pnn).pid)).toEqual(pids)
+        // The file is whole for those who open it next, and what it held is there for whoever wants to look.
+        const copy = `${cluster.directory}/copy.tdb`
+        copyFileSync(file, copy)
+        expect(String(Bun.spawnSync(["tdbtool", copy, "check"]).stdout)).toContain("Database integrity is OK")
+        expect(readdirSync(directory).some((name) => name.includes(".corrupted."))).toBe(kept)
+      } catch (error) {
+        throw new Error(`${error instanceof Error ? error.stack : error}\n${cluster.logEnds()}`)
+      } finally {
+        await cluster.end()
+      }
+    },
+    90_000,
+  )
+}
+
+test.skipIf(!stockInstalled)(
+  "a single node whose file is written over: the client is told, and nothing more is stored",
+  async () => {
+    const cluster = new MixedCluster("127.73.86.", ["ours"], { lock: true })
+    try {
+      await cluster.startTogether()
+      await cluster.allOk()
+      const client = cluster.client(0)
+      const dbId = await client.control("DB_ATTACH_PERSISTENT", CURRENT_NODE, "failing.tdb")
+      const commit = (rsn: number) =>
+        client.control("TRANS3_COMMIT", CURRENT_NODE, commitOf(dbId, rsn, "data")).then(() => "", String)
+      expect(await commit(1)).toBe("")
+      const file = `${cluster.base(0)}/persistent/failing.tdb.0`
+      damage(file, RECORDS, statSync(file).size - RECORDS)
+      expect(await commit(2)).toMatch(/no node has stored it: node 0: .*bad magic/)
+      expect(await commit(2)).toMatch(/no node has stored it: .*is unhealthy: ERROR - damaged: /)
+      expect(await client.control("GET_DB_SEQNUM", CURRENT_NODE, dbId).then(() => "", String)).toMatch(/bad magic/)
+      expect(readdirSync(`${cluster.base(0)}/persistent`).some((name) => name.includes(".corrupted."))).toBe(true)
+      // A recovery has nothing better, and must not make that an empty database.
+      const { size } = statSync(file)
+      expect((await cluster.node(0).tool("-T", "10", "recover")).status).not.toBe(0)
+      expect(statSync(file).size).toBe(size)
+      expect(await client.control("DB_GET_HEALTH", CURRENT_NODE, dbId)).toMatch(/ERROR - damaged: /)
+    } catch (error) {
+      throw new Error(`${error instanceof Error ? error.stack : error}\n${cluster.logEnds()}`)
+    } finally {
+      await cluster.end()
+    }
+  },
+  60_000,
 )
 
 test.skipIf(!stockInstalled || !canTrace)(

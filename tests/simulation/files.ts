@@ -184,6 +184,10 @@ export class SimDisk implements DatabaseFiles {
     return `/sim/${name}.corrupted`
   }
 
+  copyAside(path: string, done: (copy: string | Error) => void): void {
+    this.later(() => done(`${path}.corrupted`))
+  }
+
   openHealth(): HealthFile {
     const tdb = openMemory({ name: "health", hashSize: HASH_SIZE })
     const write: HealthFile["write"] = (marks, done) =>
