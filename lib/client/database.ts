@@ -336,6 +336,7 @@ export class Database {
       if (outcome instanceof Busy) outcome = await this.whenFree(hash, () => this.attempt(own, hash, mode, true), limit)
       else {
         await this.migrate(own, mode, limit)
+        this.refuseClosed()
         outcome = this.attempt(own, hash, mode, false)
       }
       if (outcome instanceof LockedRecord) return outcome
@@ -365,6 +366,7 @@ export class Database {
     this.counters.chainWaits++
     try {
       for (let looks = 0; ; ) {
+        this.refuseClosed()
         limit.check()
         if (queue[0] !== waiter || this.tdb.locks.isLocked(list)) {
           // Somebody of this process is first, or has it: woken by unlockChain() or by the end of the one before.
@@ -516,11 +518,17 @@ export class Database {
         // A chunk without records: some chain is locked.
         idle = seen === before ? idle + 1 : 0
         await this.pause(CHAIN_LOOK_MS[idle] ?? CHAIN_LOOK_MAX_MS, waiting.signal)
+        this.refuseClosed()
       }
     } finally {
       walk.close()
     }
     return seen
+  }
+
+  /** What waited while the file was closed must not touch it: neither its memory nor its descriptor, which may be another file's now. */
+  private refuseClosed(): void {
+    if (this.closed) throw new DatabaseError(this.name, "EIO", "it was closed meanwhile")
   }
 
   get isClosed(): boolean {
@@ -532,6 +540,8 @@ export class Database {
     if (this.closed) return
     this.closed = true
     this.tdb.close()
+    // The first of each chain may wait for an unlock that was this one; the others follow.
+    for (const queue of this.queues.values()) queue[0]?.wake()
   }
 }
 

@@ -313,3 +313,26 @@ test("closing unlocks: the chain of a handle that is gone is free", () => {
   expect(daemon.tryLockChain(daemon.hash(OLD_KEY))).toBe(true)
   daemon.unlockChain(daemon.hash(OLD_KEY))
 })
+
+test.each([
+  ["volatile", VOLATILE],
+  ["persistent", 0x400],
+] as const)("closing ends what waits for a chain, before it touches what is no more (%s)", async (kind, flags) => {
+  database.close()
+  daemon.close()
+  directory[Symbol.dispose]()
+  open(kind, flags)
+  daemon.store(OLD_KEY, Buffer.concat([headerOf(PNN), Buffer.from("data")]))
+  daemon.tryLockChain(daemon.hash(OLD_KEY))
+  const waits = [1, 2, 3].map(async () => await database.localRecord(OLD_KEY))
+  const walk = database.traverseLocal(() => {})
+  database.close()
+  daemon.unlockChain(daemon.hash(OLD_KEY))
+  for (const wait of [...waits, walk]) {
+    const error = await wait.then(
+      () => undefined,
+      (reason: unknown) => reason,
+    )
+    expect(error).toMatchObject({ name: "DatabaseError", code: "EIO", reason: "it was closed meanwhile" })
+  }
+})
