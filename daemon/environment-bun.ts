@@ -11,9 +11,10 @@ import { connectUnix } from "../lib/net/unix.ts"
 import type { Timeval } from "../lib/protocol/structs.ts"
 import { processExists } from "../lib/sys/process.ts"
 import { selfCommand } from "../lib/sys/self.ts"
-import { lockHelper, readLines } from "./cluster/lock-helper.ts"
+import { lockHelper } from "./cluster/lock-helper.ts"
 import { type DatabaseDirectories, databaseFiles } from "./database/files-disk.ts"
 import type { NodeEnvironment, ProcessEnvironment, RecoveryEnvironment, RecoveryProcess } from "./environment.ts"
+import { readLines } from "./lines.ts"
 import { diskFiles } from "./recovery/files.ts"
 
 export interface ProcessSettings {

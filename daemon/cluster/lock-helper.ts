@@ -4,6 +4,7 @@
 
 import { selfCommand } from "../../lib/sys/self.ts"
 import type { ClusterLockPort, HeldLock, LockOutcome } from "../environment.ts"
+import { readLines } from "../lines.ts"
 
 export interface LockHelperSettings {
   /** Another program for plain paths (variable CTDB_CLUSTER_MUTEX_HELPER of the stock daemon). */
@@ -111,20 +112,4 @@ function commandOf(lock: string, helper: string | undefined): { command: readonl
     }
   if (helper !== undefined) return { command: [helper, lock] }
   return selfCommand("mutex-fcntl-helper", "ctdb_mutex_fcntl_helper", [lock])
-}
-
-/** Hands on what comes, line by line, until the stream ends. */
-export async function readLines(stream: ReadableStream<Uint8Array>, onLine: (line: string) => void): Promise<void> {
-  const decoder = new TextDecoder()
-  let rest = ""
-  for await (const chunk of stream) {
-    const lines = (rest + decoder.decode(chunk, { stream: true })).split("\n")
-    rest = lines.pop() ?? ""
-    for (const line of lines) onLine(line)
-    if (rest.length > 4096) {
-      onLine(rest)
-      rest = ""
-    }
-  }
-  if (rest !== "") onLine(rest)
 }
