@@ -2,11 +2,12 @@
 // of what the bytes mean, and it does not protect a view of a mapping that was unmapped: detach it first (`releaseView`).
 
 import { dlopen, FFIType, type Pointer, ptr, read, toArrayBuffer } from "bun:ffi"
-import { fdatasync } from "node:fs"
+import { close, fdatasync } from "node:fs"
 import { EINTR, EIO, SysError } from "./errno.ts"
 
 const libc = dlopen("libc.so.6", {
   open: { args: ["ptr", "i32", "i32"], returns: "i32" },
+  unlink: { args: ["ptr"], returns: "i32" },
   close: { args: ["i32"], returns: "i32" },
   lseek: { args: ["i32", "i64", "i32"], returns: FFIType.i64_fast },
   ftruncate: { args: ["i32", "i64"], returns: "i32" },
@@ -68,6 +69,21 @@ export function openFile(path: string, flags: number, mode = 0o600): number {
 
 export function closeFile(fd: number): void {
   libc.close(fd)
+}
+
+/**
+ * The same on a thread of the runtime's: to close the last descriptor of a large file without a name takes as long as it takes to
+ * give its space back. Nobody may use the descriptor from now on.
+ */
+export function closeFileLater(fd: number): void {
+  close(fd, () => {})
+}
+
+/** Create a file for reading and writing whose name, which must be nobody's, is gone when this returns. Raises SysError. */
+export function createNameless(path: string): number {
+  const fd = openFile(path, O_RDWR | O_CREAT | O_EXCL, 0o600)
+  libc.unlink(ptr(Buffer.from(`${path}\0`)))
+  return fd
 }
 
 /** Size in bytes of an open file. Moves the file position, which nothing here uses. */
@@ -140,7 +156,15 @@ export function mapZeroOver(address: number, bytes: number): void {
   map(address, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0)
 }
 
-/** Addresses that nothing else gets: to be filled by `mapZeroOver` and `moveMapping`, and a fault to touch before. */
+/**
+ * Put a page-aligned part of a file, of which every page must exist, over the same number of bytes of a mapping that this process made:
+ * stores go to the file.
+ */
+export function mapSharedOver(address: number, bytes: number, fd: number, offset: number): void {
+  map(address, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, offset)
+}
+
+/** Addresses that nothing else gets: to be filled by `mapZeroOver`, `mapSharedOver` and `moveMapping`, and a fault to touch before. */
 export function reserve(bytes: number): number {
   return map(0, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
 }

@@ -6,10 +6,13 @@ import { ENOSPC, SysError } from "../sys/errno.ts"
 import {
   allocateFile,
   closeFile,
+  closeFileLater,
+  createNameless,
   discardCopies,
   fileSize,
   mapPrivate,
   mapShared,
+  mapSharedOver,
   mapZeroOver,
   moveMapping,
   PAGE_SIZE,
@@ -63,8 +66,15 @@ export interface PrivateSpace extends Space {
   grow(size: number): void
   /** Give back the memory of [from, from + bytes), multiples of BLOCK: stores in it are lost. */
   discard(from: number, bytes: number): void
-  /** The transaction is over: `pages` are the numbers of the pages with stores. Until `begin`, the view must not be used. */
-  end(pages: readonly number[]): void
+  /** Parts of the view, numbered in units of SPILL bytes, that lie in a file without a name beside the map's own. */
+  readonly spilled: ReadonlySet<number>
+  /** Move a part, all of it inside the map, from memory to that file. The view shows what it showed. False: no room for it there. */
+  spill(unit: number): boolean
+  /**
+   * The transaction is over: `pages` are the numbers of the pages with stores. Until `begin`, the view must not be used. False: it
+   * is of no use for another one.
+   */
+  end(pages: readonly number[]): boolean
   /** Show the map as it is now, without any earlier changes and growth. */
   begin(): void
   close(): void
@@ -80,6 +90,8 @@ function windowFor(size: number): number {
 
 /** Bytes that a transaction saves and writes as one: a page of memory on this architecture. */
 export const BLOCK = 4096
+/** Bytes that leave a transaction's memory as one: few mappings for a large database, and not much around a single changed page. */
+export const SPILL = 64 * BLOCK
 /** Copied pages that a view keeps between transactions. */
 const KEPT_MAX = 64
 
@@ -208,6 +220,9 @@ class PrivateFileSpace implements PrivateSpace {
   private readonly pieces: { readonly start: number; readonly length: number }[] = []
   // Pages that are copies of ours and no longer the file's.
   private readonly kept = new Set<number>()
+  // What was spilled lies at the same offset of this file.
+  private spillFile = -1
+  readonly spilled = new Set<number>()
 
   constructor(private readonly file: FileBacking) {
     this.size = file.size
@@ -241,13 +256,43 @@ class PrivateFileSpace implements PrivateSpace {
   private move(length: number): void {
     const address = reserve(length)
     const fileEnd = this.grownFrom === 0 ? roundUp(this.size, PAGE_SIZE) : this.grownFrom
-    moveMapping(this.address, fileEnd, address)
-    for (const piece of this.pieces) moveMapping(this.address + piece.start, piece.length, address + piece.start)
+    this.moveUnspilled(0, fileEnd, address)
+    for (const piece of this.pieces) this.moveUnspilled(piece.start, piece.start + piece.length, address)
     releaseView(this.buffer)
+    for (const unit of this.spilled) {
+      mapSharedOver(address + unit * SPILL, SPILL, this.spillFile, unit * SPILL)
+      unmap(this.address + unit * SPILL, SPILL)
+    }
     // Only what has stayed behind: addresses that were moved away may be another thread's by now.
     const moved = roundUp(this.size, PAGE_SIZE)
     if (moved < this.length) unmap(this.address + moved, this.length - moved)
     this.show(address, length)
+  }
+
+  // Each part by itself: what was spilled in between has cut the mapping.
+  private moveUnspilled(from: number, to: number, address: number): void {
+    let start = from
+    for (let at = from; at < to; at = Math.min(to, (Math.floor(at / SPILL) + 1) * SPILL)) {
+      if (!this.spilled.has(Math.floor(at / SPILL))) continue
+      if (at > start) moveMapping(this.address + start, at - start, address + start)
+      start = Math.min(to, (Math.floor(at / SPILL) + 1) * SPILL)
+    }
+    if (to > start) moveMapping(this.address + start, to - start, address + start)
+  }
+
+  spill(unit: number): boolean {
+    const from = unit * SPILL
+    try {
+      if (this.spillFile < 0) this.spillFile = createNameless(namelessPath(this.file.path))
+      // The disk has room for all of it, or says so here: a store through the mapping could only be answered with a signal.
+      writeAt(this.spillFile, this.bytes.subarray(from, from + SPILL), from)
+      mapSharedOver(this.address + from, SPILL, this.spillFile, from)
+    } catch (error) {
+      if (!(error instanceof SysError)) throw error
+      return false
+    }
+    this.spilled.add(unit)
+    return true
   }
 
   private show(address: number, length: number): void {
@@ -263,12 +308,15 @@ class PrivateFileSpace implements PrivateSpace {
     if (end > from) discardCopies(this.address + from, end - from)
   }
 
-  end(pages: readonly number[]): void {
-    if (this.grownFrom !== 0) return
+  end(pages: readonly number[]): boolean {
+    if (this.spillFile >= 0) return false
+    // Grown memory can't be used again: a few pages of it may wait for the next transaction, which makes another view.
+    if (this.grownFrom !== 0) return pages.length <= KEPT_MAX
     if (PAGE_SIZE !== BLOCK || this.kept.size + pages.length > KEPT_MAX) {
       this.kept.clear()
       discardCopies(this.address, this.length)
     } else for (const page of pages) this.kept.add(page)
+    return true
   }
 
   begin(): void {
@@ -294,7 +342,14 @@ class PrivateFileSpace implements PrivateSpace {
     this.size = 0
     releaseView(this.buffer)
     unmap(this.address, this.length)
+    if (this.spillFile >= 0) closeFileLater(this.spillFile)
   }
+}
+
+// No database's name, whoever looks for databases in the directory.
+function namelessPath(path: string): string {
+  const slash = path.lastIndexOf("/") + 1
+  return `${path.slice(0, slash)}.${path.slice(slash)}.${crypto.randomUUID()}`
 }
 
 /** A map in plain memory: for databases that are INTERNAL, for the simulator and for looking into a copy of a file. */
@@ -357,13 +412,21 @@ export class MemoryBacking implements Backing {
 }
 
 class PrivateMemorySpace extends MemoryBacking implements PrivateSpace {
+  readonly spilled: ReadonlySet<number> = new Set()
+
   constructor(private readonly origin: MemoryBacking) {
     super(origin.bytes.subarray(0, origin.size))
   }
 
   discard(_from: number, _bytes: number): void {}
 
-  end(_pages: readonly number[]): void {}
+  spill(_unit: number): boolean {
+    return false
+  }
+
+  end(_pages: readonly number[]): boolean {
+    return true
+  }
 
   begin(): void {
     this.size = 0

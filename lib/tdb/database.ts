@@ -108,6 +108,11 @@ export class Tdb {
    * the loop, when it is met by a caller that does not wait: that one does not get its lock.
    */
   recoverAtOnce_bytes_max = 1 << 20
+  /**
+   * Of the pages that transactions of this thread have changed, all databases together, so many bytes stay in memory. What one through
+   * this handle changes beyond goes to a file without a name beside the database, unless there is no room for it.
+   */
+  transactionMemory_bytes_max = 128 << 20
   /** Repack after a commit that left the free space in pieces, as libtdb does. */
   autoRepack = true
 
@@ -736,6 +741,7 @@ export class Tdb {
       if (this.getUnsigned(found + AT_REC_LEN) >= keyLength + dataLength + 4) {
         this.overwrite(found, found + RECORD_HEADER + keyLength, first, second)
         if (this.countSequence) this.incrementSequence()
+        if (this.transaction !== null) this.transaction.stored(dataLength)
         return
       }
       this.deleteAt(found, hash)
@@ -754,6 +760,7 @@ export class Tdb {
     this.putBytes(offset + RECORD_HEADER + key.length + first.length, second)
     this.put(head, offset)
     if (this.countSequence) this.incrementSequence()
+    if (this.transaction !== null) this.transaction.stored(dataLength)
   }
 
   // New data into a record that is large enough: data first, then the length.
@@ -787,6 +794,7 @@ export class Tdb {
     this.put(offset + AT_MAGIC, DEAD)
     if (this.countSequence) this.incrementSequence()
     trimDead(this, this.chainOf(hash), this.maxDead)
+    if (this.transaction !== null) this.transaction.stored(0)
   }
 
   /** Add to the end of a record's data, creating the record when there is none. */

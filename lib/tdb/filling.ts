@@ -20,6 +20,7 @@ import {
   RECORD_HEADER,
 } from "./format.ts"
 import { releaseRegion } from "./freelist.ts"
+import type { Transaction } from "./transaction.ts"
 
 /** A wiped database has free space in front of its recovery area and behind it; more pieces mean that it was not just wiped. */
 const REGIONS_MAX = 4
@@ -45,13 +46,15 @@ export class Filling {
 
   private constructor(
     private readonly db: Tdb,
+    private readonly transaction: Transaction,
     /** Free space that was not touched yet, the last one first to be used. */
     private readonly regions: Region[],
   ) {}
 
   /** Takes the free space out of the database, which needs a transaction; undefined where single stores must do. */
   static begin(db: Tdb): Filling | undefined {
-    if (db.transaction === null || db.swapped || db.countSequence) return undefined
+    const { transaction } = db
+    if (transaction === null || db.swapped || db.countSequence) return undefined
     const regions: Region[] = []
     let offset = db.getUnsigned(AT_FREELIST)
     while (offset !== 0) {
@@ -61,7 +64,7 @@ export class Filling {
     }
     db.put(AT_FREELIST, 0)
     regions.sort((a, b) => b.start - a.start)
-    return new Filling(db, regions)
+    return new Filling(db, transaction, regions)
   }
 
   /**
@@ -103,6 +106,7 @@ export class Filling {
     dirty[head >>> 12] = 1
     for (let page = offset >>> 12, last = (end - 1) >>> 12; page <= last; page++) dirty[page] = 1
     this.at = end
+    this.transaction.filled(RECORD_HEADER + recLen)
     return offset + RECORD_HEADER + keyLength
   }
 

@@ -68,22 +68,20 @@ export function* recovering(db: Tdb): Pieces<boolean> {
     throw db.fail("CORRUPT", `recovery record of ${used} bytes in ${capacity}`, start)
   }
   const saved = readSaved(db, start, used)
-  // What holds the recovery record's own header, which is idle there, or the word that points to it, may say that there is nothing
-  // to do: written last, a kill before it loses nothing. What holds any other part of the area would spoil what is still to be read.
-  const holds = ({ offset, length }: SavedBlock, from: number, to: number): boolean =>
-    offset < to && offset + length > from
+  // The recovery record's own header, which is idle there, and the word that points to it may say that there is nothing to do:
+  // written last, a kill before it loses nothing. Any other part of the area would spoil what is still to be read.
   const own: { offset: number; bytes: Uint8Array }[] = []
   const last: { offset: number; bytes: Uint8Array }[] = []
   // A crash test looks before every block, and has turns of the loop after every one.
   const piece = db.step === null ? COPY_PIECE : BLOCK
   let copied = 0
-  for (const block of saved) {
-    const { offset, at, length } = block
-    if (holds(block, start, start + RECORD_HEADER) || holds(block, AT_RECOVERY_START, AT_RECOVERY_START + 4)) {
+  const edges = [AT_RECOVERY_START, AT_RECOVERY_START + 4, start, start + RECORD_HEADER, areaEnd]
+  for (const { offset, at, length } of saved.flatMap((block) => cut(block, edges))) {
+    if (offset === AT_RECOVERY_START || (offset >= start && offset < start + RECORD_HEADER)) {
       last.push({ offset, bytes: db.b.slice(at, at + length) })
       continue
     }
-    if (holds(block, start, areaEnd)) {
+    if (offset >= start && offset < areaEnd) {
       own.push({ offset, bytes: db.b.slice(at, at + length) })
       continue
     }
@@ -112,6 +110,22 @@ interface SavedBlock {
   /** Where its old bytes are. */
   readonly at: number
   readonly length: number
+}
+
+// A run of blocks may be as long as the database: only its parts that need special care are to be copied to memory.
+function cut(block: SavedBlock, edges: readonly number[]): SavedBlock[] {
+  const parts: SavedBlock[] = []
+  let { offset, at, length } = block
+  for (const edge of edges) {
+    const left = edge - offset
+    if (left <= 0 || left >= length) continue
+    parts.push({ offset, at, length: left })
+    offset += left
+    at += left
+    length -= left
+  }
+  parts.push({ offset, at, length })
+  return parts
 }
 
 function readSaved(db: Tdb, start: number, used: number): SavedBlock[] {

@@ -3,7 +3,7 @@
 // old or the new state.
 
 import { SysError } from "../sys/errno.ts"
-import { BLOCK, type PrivateSpace } from "./backing.ts"
+import { BLOCK, type PrivateSpace, SPILL } from "./backing.ts"
 import type { Tdb } from "./database.ts"
 import {
   AT_DATA_LEN,
@@ -36,6 +36,14 @@ const COPY_PIECE = 1 << 20
 const GROWTH_PIECE = 16 << 20
 const DISCARD_PIECE = 8 << 20
 
+/** A transaction looks at its memory after so many bytes of stores; a store counts for its data and two pages around it. */
+const LOOK_BYTES = 1 << 20
+const STORE_BYTES = 2 * BLOCK
+const SPILL_PAGES = SPILL / BLOCK
+
+/** What this thread's transactions kept in memory when they looked last (bytes). */
+let kept_bytes = 0
+
 interface Range {
   readonly offset: number
   readonly length: number
@@ -59,6 +67,11 @@ export class Transaction {
   private oldArea = 0
   // What is to be written, outside the recovery area.
   private changed: Range[] = []
+  // Since the last look at the memory, and what it found.
+  private stored_bytes = 0
+  private kept_bytes = 0
+  // The disk has no room for what memory should not hold.
+  private mustKeep = false
 
   constructor(
     private readonly db: Tdb,
@@ -77,6 +90,57 @@ export class Transaction {
       dirty.set(db.dirty!)
       db.dirty = dirty
     }
+  }
+
+  /** So many bytes were stored in one record: what memory should not hold goes to a file from time to time. */
+  stored(bytes: number): void {
+    this.filled(bytes + STORE_BYTES)
+  }
+
+  /** The same of records that lie one behind the other. */
+  filled(bytes: number): void {
+    this.stored_bytes += bytes
+    if (this.stored_bytes >= LOOK_BYTES) this.limitMemory()
+  }
+
+  private limitMemory(): void {
+    this.stored_bytes = 0
+    const { db, space } = this
+    if (db.size <= LOOK_BYTES || this.mustKeep) return
+    const dirty = db.dirty!
+    const pages = Math.ceil(db.size / BLOCK)
+    const units: { readonly unit: number; readonly pages: number }[] = []
+    let kept = 0
+    for (let unit = 0; unit * SPILL_PAGES < pages; unit++) {
+      if (space.spilled.has(unit)) continue
+      let page = dirty.indexOf(1, unit * SPILL_PAGES)
+      if (page === -1 || page >= pages) break
+      unit = Math.floor(page / SPILL_PAGES)
+      if (space.spilled.has(unit)) continue
+      const end = (unit + 1) * SPILL_PAGES
+      let count = 0
+      for (; page < end; page++) if (dirty[page] === 1) count++
+      kept += count * BLOCK
+      // One that reaches behind the map's end would be cut when the map grows.
+      if (end * BLOCK <= db.size) units.push({ unit, pages: count })
+    }
+    this.count(kept)
+    if (kept_bytes <= db.transactionMemory_bytes_max) return
+    // The fullest first: what is copied with them is nothing that was not changed.
+    units.sort((a, b) => b.pages - a.pages || a.unit - b.unit)
+    for (const { unit, pages } of units) {
+      if (!space.spill(unit)) {
+        this.mustKeep = true
+        return
+      }
+      this.count(this.kept_bytes - pages * BLOCK)
+      if (kept_bytes <= db.transactionMemory_bytes_max) return
+    }
+  }
+
+  private count(bytes: number): void {
+    kept_bytes += bytes - this.kept_bytes
+    this.kept_bytes = bytes
   }
 
   /** Write the recovery record: afterwards commit can only fail by I/O errors. Raises IO, NOSPACE, LOCK; the transaction stays. */
@@ -411,11 +475,9 @@ export class Transaction {
     if (dirty !== null) for (let i = dirty.indexOf(1); i !== -1; i = dirty.indexOf(1, i + 1)) pages.push(i)
     this.leave()
     db.refresh()
-    if (dirty === null) this.space.close()
-    else {
-      this.space.end(pages)
-      db.idleSpace = this.space
-    }
+    this.count(0)
+    if (dirty !== null && this.space.end(pages)) db.idleSpace = this.space
+    else this.space.close()
     db.unlockFreelist()
     db.locks.unlockAllrecord()
     db.locks.unlockTransaction()
