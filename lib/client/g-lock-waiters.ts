@@ -99,6 +99,37 @@ export type Waited =
   | { readonly end: "granted" | "woken"; readonly queue: readonly WaiterPlace[] }
   | { readonly end: "late" | "deaf" }
 
+/** A lock's key in g_lock.tdb, and the same for maps, which take no bytes. */
+export interface LockKey {
+  readonly bytes: Uint8Array
+  readonly name: string
+}
+
+export function lockKey(bytes: Uint8Array): LockKey {
+  return { bytes, name: Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString("latin1") }
+}
+
+/** How a client came to a lock that it has, or had until now. */
+interface Turn {
+  /** Got it from somebody else then; all times by the clock of this process (ms). */
+  readonly since: number
+  /** It went from hand to hand since then, and was never left free. */
+  readonly stretchSince: number
+  /** Free since then, if it has not been taken again. */
+  freeSince: number
+}
+
+/** A client keeps a lock that others wait for so long, if it takes it again and again; then the next one gets it from its hand (ms). */
+const TURN_MS = 10
+/** Passed on from hand to hand, or taken again at once, a lock is never free; after so long it is, for those who only look now and then (ms). */
+const STRETCH_MS = 100
+/** So long: more than a stock client's pause between two looks (ms). */
+const FREE_MS = 2
+/** So many locks are remembered. What is known of them matters for milliseconds, so that all of it may be forgotten when there are more. */
+const KEPT_MAX = 1000
+/** Whom a lock was given to is asked first for so long (ms). */
+const SUCCESSOR_MS = 1000
+
 let clients = 0
 const desks = new WeakMap<Client, WaitingDesk>()
 
@@ -108,13 +139,24 @@ export class WaitingDesk {
   private tokens = 0
   /** Queues of locks held, by ticket. */
   private readonly held = new Map<number, WaiterPlace[]>()
+  /** Tickets whose queues have got somebody since that was asked last. */
+  private readonly arrived = new Set<number>()
   /** Locks just released whose queues wait for this client to lock again, or to go on: by key, with what ends that. */
   private readonly lingering = new Map<string, { readonly ticket: number; readonly end: () => void }>()
+  /** Those of this turn of the event loop that are to end with it. */
+  private recent = new Set<{ readonly end: () => void }>()
+  private sweeping = false
+  /** By the locks' names, as the two after it. */
+  private readonly turns = new Map<string, Turn>()
+  private readonly successors = new Map<string, { readonly id: ServerId; readonly since: number }>()
+  private readonly pauses = new Map<string, Promise<void>>()
   private readonly waits = new Map<number, { queued(): void; end(waited: Waited): void }>()
+  /** The wait of an attempt, by ticket: it may stand in a queue with an earlier one, too. */
+  private readonly waitOf = new Map<number, { end(waited: Waited): void }>()
   /** Tickets of attempts under way: a lock that is granted to one of them between two waits is found at its next look. */
   private readonly takings = new Set<number>()
   /** Called with a lock that was granted to an attempt that is over. */
-  onUnwanted: (waiter: WaiterPlace, queue: readonly WaiterPlace[], key: Uint8Array) => void = () => {}
+  onUnwanted: (waiter: WaiterPlace, queue: readonly WaiterPlace[], key: LockKey) => void = () => {}
   private readonly questions = new Map<number, (waiters: readonly WaiterPlace[]) => void>()
 
   private constructor(private readonly client: Client) {}
@@ -144,12 +186,83 @@ export class WaitingDesk {
     this.held.set(ticket, [...queue])
   }
 
+  /** The same for one that was taken by looking or as a gift: who lingered for it, or has asked already, is in its queue, too. */
+  takes(key: LockKey, ticket: number, queue: readonly WaiterPlace[]): void {
+    const lingered = this.adopt(key)
+    this.successors.delete(key.name)
+    const turn = this.turns.get(key.name)
+    if (turn === undefined || performance.now() - turn.freeSince > FREE_MS) this.beginTurn(key, 0)
+    else turn.freeSince = Number.POSITIVE_INFINITY
+    const early = this.held.get(ticket)
+    this.held.set(ticket, early === undefined ? [...lingered, ...queue] : [...lingered, ...queue, ...early])
+  }
+
+  private beginTurn(key: LockKey, stretchMs: number): void {
+    const since = performance.now()
+    if (this.turns.size >= KEPT_MAX) this.turns.clear()
+    this.turns.set(key.name, { since, stretchSince: since - stretchMs, freeSince: Number.POSITIVE_INFINITY })
+  }
+
+  /** What is to become of a lock that is released now, and that nobody else holds. */
+  nextStep(key: LockKey, ticket: number, outsider: boolean): "free" | "granted" | "linger" | "pause" {
+    const turn = this.turns.get(key.name)
+    const now = performance.now()
+    if (turn !== undefined) turn.freeSince = now
+    const isOver = turn === undefined || now - turn.since > TURN_MS
+    if ((turn !== undefined && now - turn.stretchSince > STRETCH_MS) || (outsider && isOver)) return "pause"
+    if (this.next(ticket).length === 0) return "free"
+    return isOver ? "granted" : "linger"
+  }
+
+  /** Whether somebody has joined the queue since this was asked last. */
+  hasArrivals(ticket: number): boolean {
+    return this.arrived.delete(ticket)
+  }
+
+  /** Whom this client has given the lock to just now, if it has not had it since. */
+  successor({ name }: LockKey): ServerId | undefined {
+    const successor = this.successors.get(name)
+    this.successors.delete(name)
+    return successor !== undefined && performance.now() - successor.since < SUCCESSOR_MS ? successor.id : undefined
+  }
+
+  /** As linger(), but the lock is left free for FREE_MS, in which this client does not take it. */
+  pause(ticket: number, key: LockKey, end: () => void): void {
+    this.turns.delete(key.name)
+    const lingering = this.lingers(ticket, key, end)
+    const pause = new Promise<void>((resolve) => {
+      setTimeout(() => {
+        this.pauses.delete(key.name)
+        lingering.end()
+        resolve()
+      }, FREE_MS)
+    })
+    this.pauses.set(key.name, pause)
+  }
+
+  /** Until the pause of a lock is over, if there is one. */
+  pausing({ name }: LockKey): Promise<void> | undefined {
+    return this.pauses.size === 0 ? undefined : this.pauses.get(name)
+  }
+
   /**
-   * The lock is free, but its queue is young: a program that takes it again at once gets it without a record going round the cluster. If
+   * The lock is free, but the client's turn is not over: a program that takes it again at once gets it without a record going round. If
    * nothing comes of that in this turn of the event loop, `end` is called, which has to let the queue go on.
    */
-  linger(ticket: number, key: Uint8Array, end: () => void): void {
-    const name = nameOf(key)
+  linger(ticket: number, key: LockKey, end: () => void): void {
+    this.recent.add(this.lingers(ticket, key, end))
+    // One immediate for all of a turn: a loop over a lock releases it hundreds of times in one.
+    if (this.sweeping) return
+    this.sweeping = true
+    setImmediate(() => {
+      this.sweeping = false
+      const { recent } = this
+      this.recent = new Set()
+      for (const lingering of recent) lingering.end()
+    })
+  }
+
+  private lingers(ticket: number, { name }: LockKey, end: () => void): { readonly end: () => void } {
     const lingering = {
       ticket,
       end: () => {
@@ -159,15 +272,15 @@ export class WaitingDesk {
       },
     }
     this.lingering.set(name, lingering)
-    setImmediate(lingering.end)
+    return lingering
   }
 
   /** The queue of a lock that lingers, for whom of this client has it now. */
-  adopt(key: Uint8Array): readonly WaiterPlace[] {
-    const name = nameOf(key)
+  private adopt({ name }: LockKey): readonly WaiterPlace[] {
     const lingering = this.lingering.get(name)
     if (lingering === undefined) return []
     this.lingering.delete(name)
+    this.recent.delete(lingering)
     const queue = this.held.get(lingering.ticket) ?? []
     this.held.delete(lingering.ticket)
     return queue
@@ -188,19 +301,25 @@ export class WaitingDesk {
 
   /** Those who get a lock next, in their order: one writer, or the readers up to the first writer. */
   next(ticket: number): readonly WaiterPlace[] {
-    const queue = this.held.get(ticket) ?? []
-    let count = Math.min(1, queue.length)
-    if (queue[0]?.reading === true) while (queue[count]?.reading === true) count++
-    return queue.slice(0, count)
+    return nextOf(this.held.get(ticket) ?? [])
   }
 
   /** The lock is free: wakes those who are next. With `granted` the record names them as holders already. The first gets the queue. */
-  released(ticket: number, granted: boolean, key: Uint8Array): void {
+  released(ticket: number, granted: boolean, key: LockKey): void {
     const queue = this.held.get(ticket) ?? []
-    const next = this.next(ticket)
     this.held.delete(ticket)
+    this.arrived.delete(ticket)
+    if (queue.length === 0) return
+    const next = nextOf(queue)
+    const turn = this.turns.get(key.name)
+    this.turns.delete(key.name)
+    const stretchMs = granted && turn !== undefined ? performance.now() - turn.stretchSince : 0
+    if (granted && next.length === 1 && !next[0]!.reading) {
+      if (this.successors.size >= KEPT_MAX) this.successors.clear()
+      this.successors.set(key.name, { id: idOf(next[0]!), since: performance.now() })
+    }
     next.forEach((waiter, index) => {
-      this.wake(waiter, index === 0 ? queue.slice(next.length) : [], granted, key)
+      this.wake(waiter, index === 0 ? queue.slice(next.length) : [], granted, key.bytes, stretchMs)
     })
   }
 
@@ -230,6 +349,7 @@ export class WaitingDesk {
       const finish = (): void => {
         clearTimeout(timer)
         this.waits.delete(token)
+        this.waitOf.delete(self.ticket)
         signal?.removeEventListener("abort", onAbort)
       }
       const end = (waited: Waited): void => {
@@ -243,6 +363,7 @@ export class WaitingDesk {
         },
         end,
       })
+      this.waitOf.set(self.ticket, { end })
       signal?.addEventListener("abort", onAbort, { once: true })
       this.tell(holder, WAIT, { ...this.place(token), ...self })
     })
@@ -280,8 +401,14 @@ export class WaitingDesk {
     })
   }
 
-  private wake(waiter: WaiterPlace, queue: readonly WaiterPlace[], granted: boolean, key: Uint8Array): void {
-    const content = [toPlace(waiter), granted, key, queue.map(toPlace)]
+  private wake(
+    waiter: WaiterPlace,
+    queue: readonly WaiterPlace[],
+    granted: boolean,
+    key: Uint8Array,
+    stretchMs = 0,
+  ): void {
+    const content = [toPlace(waiter), granted, key, queue.map(toPlace), stretchMs]
     this.send(waiter.pnn, waiter.pid, waiter.client, [WAKE, waiter.token, content])
   }
 
@@ -304,6 +431,7 @@ export class WaitingDesk {
           const earlier = queue.findIndex((other) => sameLock(other, waiter))
           if (earlier >= 0) queue[earlier] = waiter
           else queue.push(waiter)
+          this.arrived.add(subject)
           this.send(waiter.pnn, waiter.pid, waiter.client, [QUEUED, waiter.token, null])
         }
         break
@@ -335,23 +463,37 @@ export class WaitingDesk {
   }
 
   private onWake(token: number, content: unknown): void {
-    if (!Array.isArray(content) || content.length !== 4) return
+    if (!Array.isArray(content) || content.length !== 5) return
     const [self] = fromPlaces([content[0]])
-    const [, granted, key] = content as unknown[]
+    const [, granted, key, , stretchMs] = content as unknown[]
     const queue = fromPlaces(content[3])
-    if (self === undefined || typeof granted !== "boolean" || !(key instanceof Uint8Array)) return
-    const wait = this.waits.get(token)
-    if (wait !== undefined) wait.end({ end: granted ? "granted" : "woken", queue })
-    // Between two waits it finds the lock in the record; who waits behind it has to look, too.
-    else if (!granted || this.takings.has(self.ticket)) this.wakeAll(queue)
-    else this.onUnwanted(self, queue, key)
+    if (self === undefined || typeof granted !== "boolean" || typeof stretchMs !== "number") return
+    if (!(key instanceof Uint8Array)) return
+    if (!granted) {
+      const wait = this.waits.get(token)
+      if (wait === undefined) this.wakeAll(queue)
+      else wait.end({ end: "woken", queue })
+      return
+    }
+    const lock = lockKey(key)
+    if (!this.takings.has(self.ticket)) {
+      this.onUnwanted(self, queue, lock)
+      return
+    }
+    // It is ours from now on, and the next packet may be somebody who asks for it. Between two waits it is found in the record.
+    this.holds(self.ticket, queue)
+    this.beginTurn(lock, stretchMs)
+    this.waitOf.get(self.ticket)?.end({ end: "granted", queue: [] })
   }
 }
 
 const NO_KEY = new Uint8Array(0)
 
-/** Maps take no bytes as keys. */
-const nameOf = (key: Uint8Array): string => Buffer.from(key.buffer, key.byteOffset, key.length).toString("latin1")
+function nextOf(queue: readonly WaiterPlace[]): readonly WaiterPlace[] {
+  let count = Math.min(1, queue.length)
+  if (queue[0]?.reading === true) while (queue[count]?.reading === true) count++
+  return queue.slice(0, count)
+}
 
 const sameLock = (a: WaiterPlace, b: WaiterPlace): boolean =>
   a.pnn === b.pnn && a.pid === b.pid && a.client === b.client && a.ticket === b.ticket

@@ -23,7 +23,7 @@ import {
   withoutHolder,
   writeGLock,
 } from "./g-lock-record.ts"
-import { idOf, type WaiterPlace, WaitingDesk } from "./g-lock-waiters.ts"
+import { idOf, type LockKey, lockKey, type Waited, type WaiterPlace, WaitingDesk } from "./g-lock-waiters.ts"
 import type { Cancel } from "./session.ts"
 import { traverse } from "./traverse.ts"
 
@@ -31,9 +31,11 @@ export type { GLockFormat, GLockHolder, GLockType } from "./g-lock-record.ts"
 
 export const G_LOCK_DATABASE = "g_lock.tdb"
 
-/** Between two looks at a lock whose holder tells nobody when it lets go: the stock client's (ms). */
-const POLL_MS = [1, 1, 2, 2, 4, 4, 8] as const
-const POLL_MAX_MS = 10
+/** Between two looks at a lock whose holder tells nobody when it lets go: the stock client's, which may be waiting beside us (ms). */
+const POLL_MS = 1
+/** After so many looks the holder is one that keeps it, and is looked at less often (ms). */
+const POLLS = 250
+const POLL_LATE_MS = 10
 /** A holder of this project that has not answered a waiter by now is looked at again (ms). */
 const DEAF_MS = 50
 /** While in its queue we look this often whether it still lives (ms). */
@@ -42,8 +44,6 @@ const QUEUED_MS = 1000
 const WATCH_MS = 500
 /** Whether a process exists is answered at once or, by a node that hangs, not at all: taken for alive then (ms). */
 const EXISTS_MS = 5000
-/** A waiter that has waited so long gets the lock from the holder's hand; before that, whoever looks first has it (ms). */
-const FAIR_MS = 5
 /** So many releases without a turn of the event loop at most: a loop over a lock that is always free must not shut out messages. */
 const RELEASES_PER_TURN = 32
 /** A record that is emptied over and over is suggested for deletion once in this time (ms). */
@@ -73,7 +73,7 @@ export class GLock {
     readonly type: GLockType,
     private readonly client: Client,
     private readonly database: Database,
-    private readonly key: Uint8Array,
+    private readonly key: LockKey,
     /** The holder's entry. */
     readonly id: ServerId,
     private readonly desk: WaitingDesk,
@@ -98,7 +98,7 @@ export class GLock {
     } finally {
       desk.ends(taking.ticket)
     }
-    const coming = taking.granted ? bringHere(database, taking.key) : undefined
+    const coming = taking.granted ? bringHere(database, taking.key.bytes) : undefined
     return new GLock(options.name, options.type, client, database, taking.key, taking.id, desk, taking.ticket, coming)
   }
 
@@ -106,13 +106,14 @@ export class GLock {
   async release(waiting: Waiting = {}): Promise<void> {
     if (this.released) return
     this.released = true
+    // While it is held still: after the release a turn of the loop would end the client's turn with the lock.
+    if (++releases % RELEASES_PER_TURN === 0) await new Promise<void>((resolve) => setImmediate(resolve))
     if (this.coming !== undefined) await this.coming
     const { database, key, desk, ticket } = this
     const left = await removeHolder(this.client, database, desk, ticket, key, this.id, waiting)
     if (left.format === "samba" && left.watchers.length > 0) {
-      await wakeWatcher(this.client, database, key, left, this.id)
+      await wakeWatcher(this.client, database, key.bytes, left, this.id)
     }
-    if (++releases % RELEASES_PER_TURN === 0) await new Promise<void>((resolve) => setImmediate(resolve))
   }
 }
 
@@ -124,22 +125,22 @@ async function removeHolder(
   database: Database,
   desk: WaitingDesk,
   ticket: number,
-  key: Uint8Array,
+  key: LockKey,
   id: ServerId,
   waiting: Waiting,
 ): Promise<GLockRecord> {
-  const locked = database.fetchLock(key, "write", waiting)
+  const { migrations } = database.counters
+  const locked = database.fetchLock(key.bytes, "write", waiting)
   const record = locked instanceof Promise ? await locked : locked
+  // Somebody who looked had the record come to him, and has not put himself into the queue.
+  const outsider = database.counters.migrations !== migrations && !desk.hasArrivals(ticket)
   let left: GLockRecord
-  let granted = false
-  let young = false
+  let step: ReturnType<WaitingDesk["nextStep"]> = "free"
   const next = desk.next(ticket)
   try {
     left = withoutHolder(parse(database, record.copy()), id)
-    const isNext = left.format === "free" && next.length > 0
-    granted = isNext && performance.now() - next[0]!.since > FAIR_MS
-    young = isNext && !granted
-    if (granted) record.store(grantedTo(next))
+    if (left.format === "free") step = desk.nextStep(key, ticket, outsider)
+    if (step === "granted") record.store(grantedTo(next))
     else {
       const bytes = writeGLock(left)
       if (bytes.length === 0 && next.length === 0 && deletionDue(client, database, key)) record.delete()
@@ -148,8 +149,10 @@ async function removeHolder(
   } finally {
     record.unlock()
   }
-  if (young) desk.linger(ticket, key, () => desk.released(ticket, grant(database, desk, ticket, key), key))
-  else desk.released(ticket, granted, key)
+  const goOn = () => desk.released(ticket, grant(database, desk, ticket, key), key)
+  if (step === "linger") desk.linger(ticket, key, goOn)
+  else if (step === "pause") desk.pause(ticket, key, goOn)
+  else desk.released(ticket, step === "granted", key)
   return left
 }
 
@@ -160,9 +163,9 @@ function grantedTo(next: readonly WaiterPlace[]): Uint8Array {
 }
 
 /** Hands over a lock that is free still, and whose record is here still. */
-function grant(database: Database, desk: WaitingDesk, ticket: number, key: Uint8Array): boolean {
+function grant(database: Database, desk: WaitingDesk, ticket: number, key: LockKey): boolean {
   const next = desk.next(ticket)
-  const record = next.length === 0 || database.isClosed ? undefined : database.tryFetchLock(key)
+  const record = next.length === 0 || database.isClosed ? undefined : database.tryFetchLock(key.bytes)
   if (record === undefined) return false
   try {
     if (record.length !== 0) return false
@@ -180,7 +183,7 @@ function giveBack(
   desk: WaitingDesk,
   waiter: WaiterPlace,
   queue: readonly WaiterPlace[],
-  key: Uint8Array,
+  key: LockKey,
 ): void {
   if (!client.isOpen || database.isClosed) return
   desk.holds(waiter.ticket, queue)
@@ -202,7 +205,7 @@ async function bringHere(database: Database, key: Uint8Array): Promise<void> {
 
 /** One attempt to get a lock. */
 class Taking {
-  readonly key: Uint8Array
+  readonly key: LockKey
   /** Our entry, as the format of the record wants it. */
   id: ServerId
   readonly ticket: number
@@ -226,7 +229,7 @@ class Taking {
     private readonly desk: WaitingDesk,
     private readonly options: GLockOptions,
   ) {
-    this.key = Buffer.from(`${options.name}\0`)
+    this.key = lockKey(Buffer.from(`${options.name}\0`))
     const uniqueId = desk.newUniqueId()
     this.ticket = uniqueId.lo
     const owner = { pid: fromNumber(process.pid), vnn: client.pnn }
@@ -240,6 +243,10 @@ class Taking {
 
   async run(): Promise<void> {
     try {
+      await this.desk.pausing(this.key)
+      const successor = this.desk.successor(this.key)
+      // Whom we gave it to has it, or knows who does: no need to look, and to have the record come here for that.
+      if (successor !== undefined) await this.queueAt(successor)
       for (let looks = 0; ; looks++) {
         this.options.signal?.throwIfAborted()
         if (performance.now() > this.deadline) {
@@ -247,7 +254,7 @@ class Taking {
         }
         const record = this.granted ? undefined : await this.look()
         if (record === undefined) {
-          this.desk.holds(this.ticket, [...this.desk.adopt(this.key), ...this.queue])
+          this.desk.takes(this.key, this.ticket, this.queue)
           return
         }
         // Who was handed to us waits for somebody else now, and has to find out whom.
@@ -260,6 +267,7 @@ class Taking {
       for (const holder of this.asked) this.desk.leave(holder, this.ticket)
       // A lock may have been granted to us just now.
       if (this.watcher !== undefined || this.asked.length > 0) await this.withdraw()
+      this.desk.released(this.ticket, false, this.key)
       throw error
     }
   }
@@ -272,7 +280,7 @@ class Taking {
   private async look(): Promise<GLockRecord | undefined> {
     const { type, format = "ctdb", signal } = this.options
     const timeoutMs = Number.isFinite(this.deadline) ? Math.max(1, this.deadline - performance.now()) : 0
-    const locked = this.database.fetchLock(this.key, "write", { timeoutMs, signal })
+    const locked = this.database.fetchLock(this.key.bytes, "write", { timeoutMs, signal })
     const record = locked instanceof Promise ? await locked : locked
     try {
       const found = parse(this.database, record.copy())
@@ -307,7 +315,7 @@ class Taking {
 
   /** Takes out of the record whatever of us is in it. */
   private async withdraw(): Promise<void> {
-    const record = await this.database.fetchLock(this.key, "write", { timeoutMs: EXISTS_MS })
+    const record = await this.database.fetchLock(this.key.bytes, "write", { timeoutMs: EXISTS_MS })
     try {
       const found = parse(this.database, record.copy())
       const held = holdersOf(found).some(({ id }) => sameServer(id, this.id))
@@ -319,24 +327,28 @@ class Taking {
     }
   }
 
+  /** Waits in the queue of a holder of this project, which hands over to us or wakes us. */
+  private async queueAt(holder: ServerId): Promise<Waited["end"]> {
+    const { ticket, since, ctdbId, options } = this
+    const limit = Math.min(QUEUED_MS, Math.max(1, this.deadline - performance.now()))
+    const self = { ticket, taskId: ctdbId.taskId, reading: options.type === "read", since }
+    if (!this.asked.some((id) => sameServer(id, holder))) this.asked.push(holder)
+    const waited = await this.desk.waitFor(holder, self, Math.min(DEAF_MS, limit), limit, options.signal)
+    if (waited.end === "granted" || waited.end === "woken") this.queue = waited.queue
+    this.granted = waited.end === "granted"
+    return waited.end
+  }
+
   /** Waits until another look is worth while: a blocker has died, or may have released. */
   private async wait(record: GLockRecord, looks: number): Promise<void> {
-    const { signal, type } = this.options
+    const { signal } = this.options
     const left = Math.max(1, this.deadline - performance.now())
     const blockers = this.blockers(record)
     const first = blockers[0]!.id
     if (record.format === "ctdb" && WaitingDesk.knows(first)) {
       // It answers for itself that it lives.
-      const limit = Math.min(QUEUED_MS, left)
-      const { ticket, since, ctdbId } = this
-      const self = { ticket, taskId: ctdbId.taskId, reading: type === "read", since }
-      if (!this.asked.some((id) => sameServer(id, first))) this.asked.push(first)
-      const waited = await this.desk.waitFor(first, self, Math.min(DEAF_MS, limit), limit, signal)
-      if (waited.end === "granted" || waited.end === "woken") {
-        this.queue = waited.queue
-        this.granted = waited.end === "granted"
-        return
-      }
+      const end = await this.queueAt(first)
+      if (end === "granted" || end === "woken") return
     }
     // The stock client asks this with the chain locked, where a node that hangs holds up everybody: the next look takes out the dead.
     const living = await Promise.all(blockers.map(({ id }) => exists(this.client, id, record.format === "samba")))
@@ -348,7 +360,7 @@ class Taking {
       await messageToWatcher(this.client, this.watcher, Math.min(WATCH_MS, left), signal)
     } else if (!WaitingDesk.knows(first)) {
       await cancellable<void>(signal, (resolve) => {
-        const timer = setTimeout(resolve, POLL_MS[looks] ?? POLL_MAX_MS)
+        const timer = setTimeout(resolve, looks < POLLS ? POLL_MS : POLL_LATE_MS)
         return { cancel: () => clearTimeout(timer) }
       })
     }
@@ -389,19 +401,18 @@ async function exists(client: Client, id: ServerId, isSamba: boolean): Promise<b
 const hints = new WeakMap<Client, Set<string>>()
 
 /** Whether to suggest the emptied record for deletion now; if not, that happens by itself, if it is empty then. */
-function deletionDue(client: Client, database: Database, key: Uint8Array): boolean {
+function deletionDue(client: Client, database: Database, { bytes, name }: LockKey): boolean {
   let recent = hints.get(client)
   if (recent === undefined) {
     recent = new Set()
     hints.set(client, recent)
   }
-  const name = Buffer.from(key.buffer, key.byteOffset, key.length).toString("latin1")
   if (recent.has(name)) return false
   recent.add(name)
   const timer = setTimeout(() => {
     recent.delete(name)
     if (!client.isOpen || database.isClosed) return
-    const record = database.tryFetchLock(key)
+    const record = database.tryFetchLock(bytes)
     if (record === undefined) return
     try {
       if (record.length === 0) record.delete()

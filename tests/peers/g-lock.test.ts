@@ -1,0 +1,95 @@
+// Who gets a g_lock when several want it all the time: clients of ours that keep it while they work and take it again at once, beside each
+// other and beside the stock client's algorithm (tests/bench/published.c), which only looks now and then. Nobody is left out.
+
+import { afterAll, beforeAll, describe, expect, test } from "bun:test"
+import { join } from "node:path"
+import { Client } from "../../lib/client/client.ts"
+import { GLock } from "../../lib/client/g-lock.ts"
+import { MixedCluster } from "./nodes.ts"
+import { stockInstalled } from "./stock.ts"
+
+/** The lock of the stock generator. */
+const NAME = "testkey"
+const TASK_ID = 1
+const SECONDS = 6
+/** Nobody waits so long while the others go on (ms): some tens of turns of a loaded machine. */
+const LONGEST_MS = 1500
+const SAMPLE_MS = 500
+
+interface Loop {
+  /** Taken so often. */
+  readonly locks: number
+  /** The longest time between two (ms). */
+  readonly longestMs: number
+}
+
+/** Takes the lock, works for so long, and lets it go, again and again. */
+async function loop(socket: string, workMs: number): Promise<Loop> {
+  const client = await Client.connect({ socket, timeoutMs: 10_000 })
+  const begun = performance.now()
+  let last = begun
+  let locks = 0
+  let longestMs = 0
+  while (last - begun < 1000 * SECONDS) {
+    const lock = await GLock.acquire(client, { name: NAME, type: "write", taskId: TASK_ID })
+    const taken = performance.now()
+    longestMs = Math.max(longestMs, taken - last)
+    last = taken
+    locks++
+    if (workMs > 0) await Bun.sleep(workMs)
+    await lock.release()
+  }
+  await client.close()
+  return { locks, longestMs }
+}
+
+/** The same by the stock algorithm, without any work: its counts every SAMPLE_MS. */
+async function published(program: string, socket: string): Promise<Loop> {
+  const words = ["g_lock_loop", "-s", socket, "-t", String(SECONDS), "-n", "1", "-w", String(SAMPLE_MS)]
+  const child = Bun.spawn([program, ...words], { stdin: "ignore", stdout: "pipe", stderr: "inherit" })
+  const samples = [...(await new Response(child.stdout).text()).matchAll(/^Sample:([\d.]+):(\d+)$/gm)]
+  let since = 0
+  let count = 0
+  let longestMs = 0
+  for (const [, seconds, operations] of samples) {
+    longestMs = Math.max(longestMs, 1000 * Number(seconds) - since)
+    if (Number(operations) > count) since = 1000 * Number(seconds)
+    count = Number(operations)
+  }
+  return { locks: count, longestMs }
+}
+
+describe.skipIf(!stockInstalled)("one lock that all want", () => {
+  const cluster = new MixedCluster("127.73.20.", ["ours", "ours", "stock"], { lock: true })
+  const program = join(cluster.directory, "published")
+  beforeAll(async () => {
+    const source = join(import.meta.dir, "../bench/published.c")
+    const built = Bun.spawnSync(["gcc", "-O2", "-o", program, source, "-ldl"])
+    if (!built.success) throw new Error(built.stderr.toString())
+    await cluster.startTogether()
+    await cluster.allOk()
+  }, 60_000)
+  afterAll(() => cluster.end(), 60_000)
+
+  for (const [what, ours, stock, workMs] of [
+    ["clients of ours on three nodes", [0, 1, 2], [], 0],
+    ["clients of ours on one node, which work with it", [0, 0, 0], [], 2],
+    ["one of ours that works with it, and a stock client of the same node", [0], [0], 2],
+    ["one of ours that works with it, and a stock client of another node", [0], [1], 2],
+    ["two of ours, which pass it from hand to hand, and a stock client", [0, 1], [2], 2],
+    ["two of ours that take it again at once, and a stock client", [0, 1], [1], 0],
+  ] as const) {
+    test(what, async () => {
+      const sockets = (pnns: readonly number[]) => pnns.map((pnn) => cluster.node(pnn).socket)
+      const loops = await Promise.all([
+        ...sockets(ours).map((socket) => loop(socket, workMs)),
+        ...sockets(stock).map((socket) => published(program, socket)),
+      ])
+      for (const { locks, longestMs } of loops) {
+        expect(locks, JSON.stringify(loops)).toBeGreaterThan(SECONDS)
+        expect(longestMs, JSON.stringify(loops)).toBeLessThan(LONGEST_MS)
+      }
+      console.log(what, JSON.stringify(loops))
+    }, 30_000)
+  }
+})
