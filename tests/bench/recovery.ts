@@ -7,7 +7,10 @@
 import { mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
+import { Client } from "../../lib/client/client.ts"
 import { encode } from "../../lib/protocol/codec.ts"
+import { CURRENT_NODE } from "../../lib/protocol/constants.ts"
+import { databaseId } from "../../lib/protocol/hash.ts"
 import { ltdbHeader } from "../../lib/protocol/structs.ts"
 import { word64 } from "../../lib/protocol/word64.ts"
 import { INCOMPATIBLE_HASH, MUTEX_LOCKING, NOSYNC } from "../../lib/tdb/format.ts"
@@ -15,7 +18,7 @@ import { openTdb, REPLACE } from "../../lib/tdb/tdb.ts"
 import { binary } from "../binary.ts"
 import { startStockCluster } from "../peers/cluster.ts"
 import { type Kind, MixedCluster } from "../peers/nodes.ts"
-import { type StockNode, waitUntil } from "../peers/stock.ts"
+import { processTree, type StockNode, type StockOptions, waitUntil } from "../peers/stock.ts"
 
 const PREFIX = "127.71.9."
 const STOCK_HELPER = "/usr/libexec/ctdb/ctdb_recovery_helper"
@@ -39,6 +42,25 @@ export function populate(node: StockNode, pnn: number, database: string, records
   for (let index = pnn; index < records; index += 3) tdb.store(Buffer.from(`record ${index}`), value, REPLACE)
   tdb.unlockAllrecord()
   tdb.close()
+}
+
+/** Attaches databases on all nodes, and fills them. The first node tells the others, which are awaited. */
+export async function populateAll(nodes: readonly StockNode[], records: number, databases: number): Promise<void> {
+  const clients = await Promise.all(nodes.map(({ socket }) => Client.connect({ socket, timeoutMs: 60_000 })))
+  for (let index = 0; index < databases; index++) {
+    const name = `bench${index}.tdb`
+    await clients[0]!.control("DB_ATTACH", CURRENT_NODE, name)
+    for (const [pnn, node] of nodes.entries()) {
+      await waitUntil(`${name} on node ${pnn}`, () =>
+        clients[pnn]!.control("GETDBPATH", CURRENT_NODE, databaseId(name)).then(
+          () => true,
+          () => false,
+        ),
+      )
+      populate(node, pnn, name, Math.ceil(records / databases))
+    }
+  }
+  await Promise.all(clients.map((client) => client.close()))
 }
 
 async function generationOf(node: StockNode): Promise<string> {
@@ -74,11 +96,7 @@ async function measure(records: number, databases: number): Promise<void> {
   })
   try {
     const [leader] = cluster.nodes
-    for (let index = 0; index < databases; index++) {
-      const name = `bench${index}.tdb`
-      await leader!.tool("attach", name)
-      for (const [pnn, node] of cluster.nodes.entries()) populate(node, pnn, name, Math.ceil(records / databases))
-    }
+    await populateAll(cluster.nodes, records, databases)
     await recovery(leader!, STOCK_HELPER)
     const samples: Record<"ours" | "stock", Sample[]> = { ours: [], stock: [] }
     for (let round = 0; round < ROUNDS; round++) {
@@ -100,19 +118,32 @@ async function measure(records: number, databases: number): Promise<void> {
   }
 }
 
-interface NodeTimes {
-  /** Seconds of the recovery itself, as `ctdb uptime` tells them. */
+export interface NodeTimes {
+  /** Seconds of the recovery itself, as the leader tells them. */
   readonly first: number
   readonly alike: number
   /** From kill -9 of a member to recovery mode NORMAL without it (s). */
   readonly killed: number
-  /** Peak memory of the leader's processes, all together (MB). */
+  /** Peak memory of the leader's recovery processes, all together, that is theirs alone (MB). */
   readonly megabytes: number
+  /** By how much that of its main daemon grew meanwhile, at its peak (MB). */
+  readonly daemonMegabytes: number
 }
 
-async function nodeTimes(kind: Kind, records: number, databases: number): Promise<NodeTimes> {
+/** @param look called with the cluster before it ends */
+export async function nodeTimes(
+  kind: Kind,
+  records: number,
+  databases: number,
+  options: Partial<StockOptions> = {},
+  look: (cluster: MixedCluster) => void = () => {},
+): Promise<NodeTimes> {
   const tunables = ["VacuumInterval=100000", "RerecoveryTimeout=1", "RecoverTimeout=120"]
-  const cluster = new MixedCluster(`127.71.${kind === "ours" ? 10 : 11}.`, [kind, kind, kind], { lock: true, tunables })
+  const cluster = new MixedCluster(`127.71.${kind === "ours" ? 10 : 11}.`, [kind, kind, kind], {
+    lock: true,
+    tunables,
+    ...options,
+  })
   const settled = async (from: number, before: number) => {
     await waitUntil(
       "recovery",
@@ -123,51 +154,107 @@ async function nodeTimes(kind: Kind, records: number, databases: number): Promis
       600_000,
     )
   }
+  /** When the leader began and ended its last recovery (us). */
+  const recoveryTimes = async (): Promise<readonly [begun: number, ended: number]> => {
+    const { lastRecoveryStarted, lastRecoveryFinished } = await cluster.client(0).control("UPTIME", CURRENT_NODE)
+    const us = ({ sec, usec }: { readonly sec: number; readonly usec: number }) => sec * 1e6 + usec
+    return [us(lastRecoveryStarted), us(lastRecoveryFinished)]
+  }
   const recoveryOnce = async (): Promise<number> => {
     const before = (await cluster.view(0))!.generation
+    const [last] = await recoveryTimes()
     await cluster.node(0).tool("-t", "300", "recover")
     await settled(0, before)
     // Its end is told after the mode.
-    await Bun.sleep(2500)
-    const { stdout } = await cluster.node(0).tool("uptime")
-    return Number(/last recovery.*: ([\d.]+) seconds/.exec(stdout)?.[1])
+    let seconds = 0
+    await waitUntil("end of the recovery", async () => {
+      const [begun, ended] = await recoveryTimes()
+      seconds = (ended - begun) / 1e6
+      return begun > last && ended >= begun
+    })
+    return seconds
   }
   try {
-    await cluster.startAll()
+    // Node 0 is the leader: it has the cluster lock before the others run.
+    await cluster.start(0)
     await cluster.allOk()
-    for (let index = 0; index < databases; index++) {
-      const name = `bench${index}.tdb`
-      await cluster.node(0).tool("attach", name)
-      await Bun.sleep(200)
-      for (const pnn of cluster.pnns) populate(cluster.node(pnn), pnn, name, Math.ceil(records / databases))
-    }
+    await Promise.all([cluster.start(1), cluster.start(2)])
+    await cluster.allOk()
+    await populateAll(
+      cluster.pnns.map((pnn) => cluster.node(pnn)),
+      records,
+      databases,
+    )
+    const memory = new PrivateMemory(cluster.node(0).pid)
     const first = await recoveryOnce()
+    const { megabytes, daemonMegabytes } = memory.stop()
     const alike = await recoveryOnce()
-    const leader = cluster.leader(0)
-    const member = cluster.pnns.find((pnn) => pnn !== leader)!
-    const before = (await cluster.view(leader))!.generation
+    const before = (await cluster.view(0))!.generation
     const startedMs = performance.now()
-    await cluster.kill(member)
-    await settled(leader, before)
+    await cluster.kill(1)
+    await settled(0, before)
     const killed = (performance.now() - startedMs) / 1000
-    return { first, alike, killed, megabytes: Math.round(peakMemory(cluster.node(leader).pid)) }
+    look(cluster)
+    return { first, alike, killed, megabytes, daemonMegabytes }
   } finally {
     await cluster.end()
   }
 }
 
-/** Sum of the peaks of a process and its children that live now (MB). */
-function peakMemory(pid: number): number {
-  const children = readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim().split(" ").filter(Boolean)
-  const own = Number(/VmHWM:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1] ?? 0) / 1024
-  return children.reduce((sum, child) => sum + peakMemory(Number(child)), own)
+const MEMORY_LOOK_MS = 10
+
+/**
+ * Looks at the memory of a daemon and its descendants again and again. What counts are pages of their own (RssAnon): those of programs and
+ * of database files are in memory once, whoever maps them.
+ */
+class PrivateMemory {
+  private readonly timer: Timer
+  private readonly before: number
+  private most = 0
+  private daemonMost = 0
+
+  constructor(private readonly pid: number) {
+    this.before = privateBytes(pid)
+    this.timer = setInterval(() => this.look(), MEMORY_LOOK_MS)
+  }
+
+  private look(): void {
+    const [daemon = 0, ...others] = processTree(this.pid)
+    this.daemonMost = Math.max(this.daemonMost, privateBytes(daemon))
+    this.most = Math.max(
+      this.most,
+      others.reduce((sum, pid) => sum + privateBytes(pid), 0),
+    )
+  }
+
+  stop(): Pick<NodeTimes, "megabytes" | "daemonMegabytes"> {
+    clearInterval(this.timer)
+    this.look()
+    const mega = (bytes: number) => Number((bytes / 1e6).toFixed(1))
+    return { megabytes: mega(this.most), daemonMegabytes: mega(this.daemonMost - this.before) }
+  }
+}
+
+/** 0 for a process that is no more. */
+function privateBytes(pid: number): number {
+  try {
+    return Number(/RssAnon:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1] ?? 0) * 1024
+  } catch {
+    return 0
+  }
 }
 
 async function measureNodes(records: number, databases: number): Promise<void> {
   const ours = await nodeTimes("ours", records, databases)
   const stock = await nodeTimes("stock", records, databases)
   const ratio = (of: keyof NodeTimes) => Number((ours[of] / stock[of]).toFixed(2))
-  const ratios = { first: ratio("first"), alike: ratio("alike"), killed: ratio("killed"), memory: ratio("megabytes") }
+  const ratios = {
+    first: ratio("first"),
+    alike: ratio("alike"),
+    killed: ratio("killed"),
+    memory: ratio("megabytes"),
+    daemonMemory: ratio("daemonMegabytes"),
+  }
   console.log(JSON.stringify({ nodes: 3, records, databases, ours, stock, ratio: ratios }))
 }
 

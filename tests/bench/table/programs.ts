@@ -113,9 +113,15 @@ export async function nodeRecoveryLines(): Promise<Line[]> {
       if (mine === undefined || theirs === undefined || !(mine > 0 && theirs > 0)) return []
       return [compared({ ...asked, what: `${what}, ${sized(one)}`, least }, [mine], [theirs])]
     })
-    const memory = { ...asked, what: `peak memory of the leader's processes, ${sized(one)}`, unit: "MB" }
+    const megabytes = (key: "megabytes" | "daemonMegabytes", what: string, few: { readonly least?: number } = {}) =>
+      compared(
+        { ...asked, what: `${what}, pages of their own, ${sized(one)}`, unit: "MB", ...few },
+        [ours[key]!],
+        [stock[key]!],
+      )
     const few = one.records >= 1_000_000 ? { least: 4 } : {}
-    if (ours.megabytes !== undefined) lines.push(compared({ ...memory, ...few }, [ours.megabytes], [stock.megabytes!]))
+    lines.push(megabytes("megabytes", "peak memory of the leader's recovery processes", few))
+    lines.push(megabytes("daemonMegabytes", "growth of the leader's daemon at its peak"))
     if (ours.stallMs !== undefined && stock.stallMs !== undefined) {
       const texts = [`${figure(ours.stallMs)} ms`, `${figure(stock.stallMs)} ms`] as const
       const limit = { text: "<= 50 ms", holds: ours.stallMs <= 50 }
