@@ -25,10 +25,7 @@ export function wipe(db: Tdb): void {
       db.look()
       db.forget()
       if (db.transaction !== null) restoreHeader(db)
-      for (let chain = 0; chain < db.hashSize; chain++) {
-        const head = AT_CHAINS + 4 * chain
-        if (db.get(head) !== 0) db.put(head, 0)
-      }
+      clearChains(db)
       db.put(AT_FREELIST, 0)
       const area = recoveryArea(db)
       if (area === null) releaseRegion(db, db.dataStart, db.size)
@@ -43,6 +40,14 @@ export function wipe(db: Tdb): void {
   } finally {
     db.unlockAllrecord()
   }
+}
+
+/** All chains at once: one by one, in code that is cold, they took longer than anything else. */
+function clearChains(db: Tdb): void {
+  const from = AT_CHAINS
+  const to = AT_CHAINS + 4 * db.hashSize
+  db.w.fill(0, from >>> 2, to >>> 2)
+  db.dirty?.fill(1, from >>> 12, ((to - 1) >>> 12) + 1)
 }
 
 /** The recovery area's offsets when the header points to a record that can be one. */
