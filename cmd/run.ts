@@ -196,6 +196,12 @@ async function startInBackground(argv: readonly string[], paths: Paths): Promise
   return await child.exited
 }
 
+/**
+ * The runtime of a process that does much once in a while: what its last compiler would make of a recovery's code is ready when the recovery
+ * is over, and takes processor time and memory from it. Its heap stays small between recoveries.
+ */
+const SELDOM_BUSY = { BUN_JSC_useFTLJIT: "0", BUN_OPTIONS: "--smol" }
+
 class Daemon {
   private pidFile: PidFile | undefined
   private socket: Listener | undefined
@@ -277,7 +283,7 @@ class Daemon {
       notifyScript: paths.notifyScript,
       lockDebugScript: configuration.database.lockDebugScript ?? process.env.CTDB_DEBUG_LOCKS ?? paths.debugLocksScript,
       acceptClients: () => this.acceptClients(inBackground),
-      recoveryEnvironment: {},
+      recoveryEnvironment: { ...SELDOM_BUSY },
       recoveryArguments: [
         `--socket=${paths.daemonSocket}`,
         `--log-format=${options.logFormat}`,

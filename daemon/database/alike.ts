@@ -45,8 +45,9 @@ export function isKept(keep: Uint8Array, group: number): boolean {
 /** Any flag besides this one says that the record is about more than its data. */
 const PLAIN_FLAGS = RecordFlag.MIGRATED_WITH_DATA
 
-/** Ranges of chains in a sketch, one word each. */
+/** Ranges of chains in a sketch, one word each; of each only the first chains count, one in SKETCH_SHARE. */
 export const SKETCH_RANGES = 64
+const SKETCH_SHARE = 8
 
 /**
  * Answers ALIKE_SKETCH: number of chains, then a word for each range of them that says which are empty. Copies with different
@@ -60,7 +61,7 @@ export function sketch({ tdb }: Database, worthBytes: number): Uint8Array {
   const heads = AT_CHAINS >>> 2
   for (let range = 0; range < SKETCH_RANGES; range++) {
     const from = Math.floor((range * chains) / SKETCH_RANGES)
-    const to = Math.floor(((range + 1) * chains) / SKETCH_RANGES)
+    const to = from + Math.ceil(chains / SKETCH_RANGES / SKETCH_SHARE)
     let hash = 0
     for (let chain = from; chain < to; chain++) {
       if (tdb.w[heads + chain] !== 0) hash = (Math.imul(hash, 31) + (chain - from + 1)) | 0

@@ -18,8 +18,10 @@ import { decide, RecordHeader, storeRecord } from "./record.ts"
 /** One piece of work ends after this time (ms), looked at every RECORDS_PER_LOOK records. */
 const PIECE_MS = 5
 const RECORDS_PER_LOOK = 256
+/** Bytes of a record buffer of a pull: with its header a packet that every reader has a buffer for, over and over the same. */
+const PULL_BYTES = 60 * 1024
 /** A pull stops while this many bytes of anything wait for the node it goes to. */
-const QUEUED_BYTES_MAX = 8 << 20
+const QUEUED_BYTES_MAX = 2 << 20
 /** And looks again after this time. */
 const RETRY_MS = 2
 /** Buffers of a push that wait to be stored: a sender that knows no bound meets this one. */
@@ -46,7 +48,8 @@ class RecordBuffer {
     private readonly dbId: number,
     private readonly limit: number,
   ) {
-    this.bytes = new Uint8Array(Math.min(limit, 64 * 1024) + 1024)
+    // The last record goes over the limit.
+    this.bytes = new Uint8Array(limit + 1024)
   }
 
   get full(): boolean {
@@ -126,7 +129,7 @@ class Pull implements Passage {
     private readonly keep: Uint8Array | undefined,
   ) {
     this.walk = new Walk(database.tdb)
-    this.buffer = new RecordBuffer(database.id, limit)
+    this.buffer = new RecordBuffer(database.id, Math.min(limit, PULL_BYTES))
     database.addPassage(this)
   }
 
@@ -252,15 +255,18 @@ export class Push implements Passage {
   }
 
   private receive(data: Uint8Array): void {
-    if (this.failed !== undefined) return
+    if (this.failed !== undefined || this.ended) return
+    // Where it is, if it can be stored at once: the view is gone when this turn is over.
+    if (!this.working && this.store(data, this.environment.monotonicMs() + PIECE_MS)) return
     this.queuedBytes += data.length
     if (this.queuedBytes > PUSH_BYTES_MAX) {
       this.fail(`${this.queuedBytes} bytes wait to be stored`)
       return
     }
-    // The view is gone when this turn is over.
     this.queue.push(data.slice())
-    if (!this.working) this.step()
+    if (this.working) return
+    this.working = true
+    this.environment.nextTurn(() => this.step())
   }
 
   private fail(reason: string): void {
@@ -284,6 +290,8 @@ export class Push implements Passage {
         this.environment.nextTurn(() => this.step())
         return
       }
+      // One that failed has emptied the queue.
+      if (this.queue.shift() !== undefined) this.queuedBytes -= buffer.length
     }
     if (this.confirm === undefined) return
     this.end()
@@ -292,7 +300,7 @@ export class Push implements Passage {
     this.confirm({ status: 0, data })
   }
 
-  /** Goes on with the buffer in front; true when it is done with, stored or not. */
+  /** Goes on with the buffer at hand, the one in front if any wait; true when it is done with, stored or not. */
   private store(buffer: Uint8Array, deadlineMs: number): boolean {
     if (this.at === 0) {
       const count = buffer.length < BUFFER_HEAD ? -1 : readU32(buffer, 4)
@@ -317,8 +325,6 @@ export class Push implements Passage {
       this.left--
     }
     this.stored += readU32(buffer, 4)
-    this.queue.shift()
-    this.queuedBytes -= buffer.length
     this.at = 0
     return true
   }

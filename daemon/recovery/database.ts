@@ -14,7 +14,7 @@ import { GROUP_WORDS, GROUPS, keptRecords, ODD } from "../database/alike.ts"
 import { pull, type Srvids } from "./collect.ts"
 import type { Aside, RecoveryFiles } from "./files.ts"
 import type { Gate, Pass } from "./gate.ts"
-import { type MergeRule, RecordMerge } from "./merge.ts"
+import { type MergeMemory, type MergeRule, RecordMerge } from "./merge.ts"
 import type { ProgressReport } from "./progress.ts"
 import { push } from "./push.ts"
 import { failuresOf, type NodeFailure, PhaseFailure, type Requests } from "./requests.ts"
@@ -23,8 +23,11 @@ import { sleep, type Task } from "./task.ts"
 const ATTEMPTS = 3
 /** Between attempts, so that what fails at once gets a chance to pass by itself (ms). */
 const PAUSE_MS = 250
-/** A record buffer of a push: small enough that storing one is a short turn of a node's loop (bytes). */
-const BUFFER_SIZE = 256 * 1024
+/**
+ * A record buffer of a push (bytes): small enough that storing one is a short turn of a node's loop, and with its header a packet
+ * that every reader on the way has a buffer for, over and over the same. Fresh memory for each cost as much as all other work.
+ */
+const BUFFER_SIZE = 60 * 1024
 
 /** What all databases of one recovery share. */
 export interface Surroundings {
@@ -34,6 +37,7 @@ export interface Surroundings {
   readonly requests: Requests
   readonly srvids: Srvids
   readonly files: RecoveryFiles
+  readonly memory: MergeMemory
   readonly gate: Gate
   readonly progress: ProgressReport
   /** The leader's own number. */
@@ -223,9 +227,10 @@ class DatabaseRecovery {
   }
 
   private *moveRecords(pass: Pass, last: boolean, watch: PhaseTimes): Task<void> {
-    const { session, requests, srvids, files, progress, members, generation, bufferLimit, hashSize } = this.around
+    const { session, requests, srvids, files, memory, progress, members, generation, bufferLimit, hashSize } =
+      this.around
     const { dbId } = this.known
-    const merge = new RecordMerge(dbId, files, hashSize)
+    const merge = new RecordMerge(dbId, files, hashSize, memory)
     const kept = new DivergedRecords(this.around, this.label)
     try {
       const alike = yield* this.findAlike()

@@ -13,7 +13,7 @@ import type { RecoveryFiles, Scratch } from "./files.ts"
 const MEMORY_MAX = 2 * 1024 * 1024
 const PARTITIONS = 256
 /** Bytes of a partition that are written at once. */
-const SLOT = 8192
+const SLOT = 4096
 
 /** Places in a rec_data (wire-protocol page 5.11) and in the header in front of its data (5.10). */
 const AT_LENGTH = 0
@@ -50,6 +50,15 @@ export type MergeRule =
       readonly onDiverged: (source: number, key: Uint8Array, data: Uint8Array) => void
     }
 
+// Copies between arrays without making a view of the source first.
+const copyBytes = Buffer.prototype.copy as (
+  this: Uint8Array,
+  to: Uint8Array,
+  at: number,
+  start: number,
+  end: number,
+) => number
+
 /** One partition while it is being merged. */
 interface Load {
   readonly bytes: Uint8Array
@@ -61,14 +70,32 @@ interface Load {
   readonly chains: number
 }
 
+/**
+ * Memory that merges have given back, for the next ones. A process gets new memory page by page, each on its first touch, and that takes as
+ * long as the merge itself.
+ */
+export class MergeMemory {
+  private readonly free: Uint8Array<ArrayBuffer>[] = []
+
+  /** At least so many bytes, with anything in them. */
+  take(size: number): Uint8Array<ArrayBuffer> {
+    const index = this.free.findIndex(({ length }) => length >= size)
+    if (index >= 0) return this.free.splice(index, 1)[0]!
+    return new Uint8Array(size <= MEMORY_MAX ? MEMORY_MAX : size)
+  }
+
+  give(memory: Uint8Array<ArrayBuffer>): void {
+    if (memory.length === MEMORY_MAX) this.free.push(memory)
+  }
+}
+
 export class RecordMerge {
   /** Records and bytes taken so far. */
   records = 0
   bytes = 0
 
-  /** While everything is in memory: whole records, tags set. */
-  private chunks: Uint8Array[] = []
-  private chunkBytes = 0
+  /** While everything is in memory: whole records, tags set, in the first bytes of `work`. */
+  private kept = 0
   private scratch: Scratch | undefined
   private slots = new Uint8Array(0)
   private filled = new Int32Array(0)
@@ -84,11 +111,13 @@ export class RecordMerge {
   /**
    * @param hashSize chains of a volatile database's file (DatabaseHashSize): records come out in the order of chains, in
    *   which nodes store them with the fewest jumps through their files
+   * @param memory what the merges of one recovery use by turns
    */
   constructor(
     private readonly dbId: number,
     private readonly files: RecoveryFiles,
     hashSize: number,
+    private readonly memory = new MergeMemory(),
   ) {
     this.chains = Math.min(Math.max(hashSize, PARTITIONS), CHAINS_MAX)
   }
@@ -105,7 +134,7 @@ export class RecordMerge {
     const dbId = view.getUint32(0, true)
     if (dbId !== this.dbId) throw malformed(`record buffer of database 0x${dbId.toString(16)}`, 0)
     const count = view.getUint32(4, true)
-    if (this.scratch === undefined && this.chunkBytes + buffer.length > MEMORY_MAX) this.startSpreading()
+    if (this.scratch === undefined && this.kept + buffer.length > MEMORY_MAX) this.startSpreading()
     if (this.scratch === undefined) this.keep(source, buffer, count)
     else this.spread(source, buffer, view, count)
     this.records += count
@@ -115,39 +144,48 @@ export class RecordMerge {
 
   /** Keeps the whole buffer in memory. */
   private keep(source: number, buffer: Uint8Array, count: number): void {
-    const chunk = buffer.slice(8)
-    const view = new DataView(chunk.buffer, chunk.byteOffset, chunk.byteLength)
-    let at = 0
+    const start = this.kept
+    const end = start + buffer.length - 8
+    this.makeRoom(end)
+    const { work } = this
+    copyBytes.call(buffer, work, start, 8, buffer.length)
+    const view = new DataView(work.buffer, work.byteOffset, work.byteLength)
+    let at = start
     for (let index = 0; index < count; index++) {
-      const length = checkRecord(view, at, chunk.length)
+      const length = checkRecord(view, at, end)
       const keyStart = at + REC_DATA_HEAD
-      const chain = this.chainOf(chunk, keyStart, view.getUint32(at + AT_KEY_LENGTH, true))
+      const chain = this.chainOf(work, keyStart, view.getUint32(at + AT_KEY_LENGTH, true))
       view.setUint32(at + AT_TAG, tagOf(chain, source), true)
       at += length
+      // What was taken of a bad buffer stays taken.
+      this.kept = at
     }
-    this.chunks.push(at === chunk.length ? chunk : chunk.subarray(0, at))
-    this.chunkBytes += at
+  }
+
+  private makeRoom(size: number): void {
+    if (this.work.length >= size) return
+    const grown = this.memory.take(Math.max(size, Math.min(2 * this.work.length, MEMORY_MAX)))
+    copyBytes.call(this.work, grown, 0, 0, this.kept)
+    this.memory.give(this.work)
+    this.work = grown
   }
 
   private startSpreading(): void {
     this.scratch = this.files.openScratch()
-    this.slots = new Uint8Array(PARTITIONS * SLOT)
+    this.slots = this.memory.take(PARTITIONS * SLOT)
     this.filled = new Int32Array(PARTITIONS)
     this.counts = new Int32Array(PARTITIONS)
     this.sizes = new Float64Array(PARTITIONS)
     this.extents = Array.from({ length: PARTITIONS }, () => [])
-    const { chunks } = this
-    this.chunks = []
-    this.chunkBytes = 0
-    for (const chunk of chunks) {
-      const view = new DataView(chunk.buffer, chunk.byteOffset, chunk.byteLength)
-      for (let at = 0; at < chunk.length; ) {
-        const length = view.getUint32(at + AT_LENGTH, true)
-        const tag = view.getUint32(at + AT_TAG, true)
-        this.append(this.partitionOf(tag >>> SOURCE_BITS), chunk, at, length, tag)
-        at += length
-      }
+    const { work, kept } = this
+    const view = new DataView(work.buffer, work.byteOffset, work.byteLength)
+    for (let at = 0; at < kept; ) {
+      const length = view.getUint32(at + AT_LENGTH, true)
+      const tag = view.getUint32(at + AT_TAG, true)
+      this.append(this.partitionOf(tag >>> SOURCE_BITS), work, at, length, tag)
+      at += length
     }
+    this.kept = 0
   }
 
   private spread(source: number, buffer: Uint8Array, view: DataView, count: number): void {
@@ -182,7 +220,7 @@ export class RecordMerge {
       return
     }
     const to = partition * SLOT + filled[partition]!
-    slots.set(from.subarray(at, at + length), to)
+    copyBytes.call(from, slots, to, at, at + length)
     putU32(slots, to + AT_TAG, tag)
     filled[partition]! += length
   }
@@ -213,7 +251,9 @@ export class RecordMerge {
       if (load.count === 0) continue
       const slots = rule.kind === "volatile" ? this.mergeVolatile(load, rule.leader) : this.mergeWhole(load, rule)
       const { bytes, view } = load
-      for (const slot of slots) {
+      // Counted, as an iterator is slow in code that runs once in a while.
+      for (let index = 0; index < slots.length; index++) {
+        const slot = slots[index]!
         if (slot === 0) continue
         const at = slot - 1
         if (view.getUint32(at + AT_DATA_LENGTH, true) <= LTDB_HEADER_SIZE) continue
@@ -230,18 +270,11 @@ export class RecordMerge {
 
   private load(partition: number, partitions: number): Load {
     const { scratch } = this
-    const length =
-      scratch === undefined ? this.chunks.reduce((sum, chunk) => sum + chunk.length, 0) : this.sizes[partition]!
-    if (this.work.length < length) this.work = new Uint8Array(Math.ceil(length * 1.25))
+    const length = scratch === undefined ? this.kept : this.sizes[partition]!
+    this.makeRoom(Math.ceil(scratch === undefined ? length : length * 1.25))
     const { work } = this
     let at = 0
-    if (scratch === undefined) {
-      for (const chunk of this.chunks) {
-        work.set(chunk, at)
-        at += chunk.length
-      }
-      this.chunks = []
-    } else {
+    if (scratch !== undefined) {
       const extents = this.extents[partition]!
       for (let index = 0; index < extents.length; index += 2) {
         const size = extents[index + 1]!
@@ -254,7 +287,14 @@ export class RecordMerge {
     const count = scratch === undefined ? this.records : this.counts[partition]!
     const firstChain = Math.ceil((partition * this.chains) / partitions)
     const chains = Math.ceil(((partition + 1) * this.chains) / partitions) - firstChain
-    return { bytes: work, view: new DataView(work.buffer), length, count, firstChain, chains }
+    return {
+      bytes: work,
+      view: new DataView(work.buffer, work.byteOffset, work.byteLength),
+      length,
+      count,
+      firstChain,
+      chains,
+    }
   }
 
   /** An empty table with room for `count` keys: places in the load, plus one. */
@@ -300,7 +340,8 @@ export class RecordMerge {
   close(): void {
     this.scratch?.close()
     this.scratch = undefined
-    this.chunks = []
+    this.memory.give(this.slots)
+    this.memory.give(this.work)
     this.slots = new Uint8Array(0)
     this.work = new Uint8Array(0)
     this.table = new Int32Array(0)
@@ -460,7 +501,7 @@ class OutBuffer {
   /** @param leader the new dmaster, undefined to leave the header as it is */
   push(from: Uint8Array, at: number, length: number, leader: number | undefined): void {
     const { bytes, view, size } = this
-    bytes.set(from.subarray(at, at + length), size)
+    copyBytes.call(from, bytes, size, at, at + length)
     view.setUint32(size + AT_TAG, 0, true)
     if (leader !== undefined) {
       const header = headerAt(view, size)

@@ -12,7 +12,7 @@ import { type NodeFailure, PhaseFailure, type Requests } from "./requests.ts"
 import type { Task } from "./task.ts"
 
 /** Bytes of one lot, to each node. A stock node knows no lots: to it each is a push of its own. */
-const LOT = 4 * 1024 * 1024
+const LOT = 1024 * 1024
 
 export interface PushOrder {
   readonly session: Session

@@ -16,6 +16,7 @@ import { Srvids } from "./collect.ts"
 import { hexId, type Known, type Outcome, recoverDatabase, type Surroundings } from "./database.ts"
 import type { RecoveryFiles } from "./files.ts"
 import { Gate } from "./gate.ts"
+import { MergeMemory } from "./merge.ts"
 import { ProgressReport } from "./progress.ts"
 import { PhaseFailure, Requests } from "./requests.ts"
 import { type Ended, sleep, type Task, together } from "./task.ts"
@@ -54,7 +55,7 @@ export class RecoveryFailure extends Error {
 }
 
 /** As many databases move records at the same time; all others freeze, wait or finish meanwhile. */
-const MOVING_MAX = 8
+const MOVING_MAX = 4
 /** A node with so many credits of one recovery is banned (cluster page 7.10). */
 const BAN_CREDITS = 3
 /** What needs no script, lock or disk is answered in this time, by any node that a recovery can wait for (ms). */
@@ -251,6 +252,7 @@ class Recovery {
       requests: this.requests,
       srvids: new Srvids(firstSrvid),
       files,
+      memory: new MergeMemory(),
       gate: new Gate(scheduler, MOVING_MAX),
       progress: this.progress,
       pnn,
