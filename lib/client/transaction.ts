@@ -3,7 +3,7 @@
 // g-lock.ts's affair; what the nodes do is the daemon's.
 
 import { encode } from "../protocol/codec.ts"
-import { SEQNUM_KEY } from "../protocol/constants.ts"
+import { CURRENT_NODE, NodeFlag, SEQNUM_KEY } from "../protocol/constants.ts"
 import { readU32, writeU32 } from "../protocol/header.ts"
 import { type RecData, recBuffer } from "../protocol/structs.ts"
 import { add, equal, type Word64, word64, ZERO64 } from "../protocol/word64.ts"
@@ -17,6 +17,10 @@ const SEQUENCE_KEY: Uint8Array = Buffer.from(`${SEQNUM_KEY}\0`)
 /** After a commit that failed and changed nothing: Samba's pauses; the stock client makes none (ms). */
 const RETRY_FIRST_MS = 10
 const RETRY_MAX_MS = 1000
+/** While something of a commit is awaited, the own node is asked so often whether it still takes part in the cluster (ms). */
+const ACTIVE_LOOK_MS = 2000
+/** On a node with one of these nothing is answered, and no file is readable, before it is back. */
+const INACTIVE = NodeFlag.BANNED | NodeFlag.STOPPED | NodeFlag.DELETED
 
 export interface TransactionOptions extends Waiting {
   /** Takes the lock for reading: others may read at the same time, stores are refused. */
@@ -131,14 +135,17 @@ export class Transaction {
   /**
    * Makes all changes, on all nodes, and releases the lock. When it resolves they are there; a commit that fails while a recovery runs is
    * tried again for as long as it takes. With nothing changed it is cancel().
-   * @throws DatabaseError EIO: somebody else's commit came between. ControlError "closed": the outcome is not known
+   * @throws DatabaseError EIO: somebody else's commit came between, or the node was banned or stopped: the message says whether the outcome
+   *   is known, and the lock is released when the node is back. ControlError "closed": the outcome is not known
    */
   async commit(): Promise<void> {
     this.refuseEnded()
     if (this.changes.size === 0) return await this.cancel()
     this.ended = true
     const { database } = this
-    const local = await database.localRecord(SEQUENCE_KEY)
+    const local = await this.whileActive("nothing was committed", (signal) =>
+      database.localRecord(SEQUENCE_KEY, { signal }),
+    )
     const before = this.sequenceOf(local)
     const after = add(before, 1)
     const number = new Uint8Array(8)
@@ -160,21 +167,51 @@ export class Transaction {
   private async send(payload: Uint8Array, before: Word64, after: Word64): Promise<void> {
     const { session } = this.client
     for (let pauseMs = RETRY_FIRST_MS; ; pauseMs = Math.min(2 * pauseMs, RETRY_MAX_MS)) {
-      const reply = await cancellable<ControlReply>(undefined, (resolve) =>
-        session.request("TRANS3_COMMIT", session.pnn, { payload }, resolve),
+      const reply = await this.whileActive(UNKNOWN, (signal) =>
+        cancellable<ControlReply>(signal, (resolve) =>
+          session.request("TRANS3_COMMIT", session.pnn, { payload }, resolve),
+        ),
       )
       if (reply.ok) return
       if (reply.reason !== "status") {
         throw new ControlError("TRANS3_COMMIT", session.pnn, reply.reason, reply.status, reply.error, reply.cause)
       }
       // The recovery that cut it off has given all nodes the old state or the new one: the number says which.
-      const now = this.sequenceOf(await this.database.localRecord(SEQUENCE_KEY))
+      const local = await this.whileActive(UNKNOWN, (signal) => this.database.localRecord(SEQUENCE_KEY, { signal }))
+      const now = this.sequenceOf(local)
       if (equal(now, after)) return
       if (!equal(now, before)) {
         await this.lock.release()
         throw new DatabaseError(this.database.name, "EIO", "another commit came between: sequence number mismatch")
       }
       await Bun.sleep(pauseMs)
+    }
+  }
+
+  /** What comes of `work`, unless the node turns out to be banned or stopped: that may last, and a stock client waits for its end. */
+  private async whileActive<T>(outcome: string, work: (signal: AbortSignal) => T | Promise<T>): Promise<T> {
+    const stop = new AbortController()
+    const look = async (): Promise<void> => {
+      const flags = await ownFlags(this.client)
+      if (over) return
+      if ((flags & INACTIVE) === 0) {
+        timer = setTimeout(look, ACTIVE_LOOK_MS)
+        return
+      }
+      const why = (flags & NodeFlag.BANNED) !== 0 ? "banned" : "stopped"
+      stop.abort(new DatabaseError(this.database.name, "EIO", `node ${this.client.pnn} is ${why}: ${outcome}`))
+    }
+    let over = false
+    let timer = setTimeout(look, ACTIVE_LOOK_MS)
+    try {
+      return await work(stop.signal)
+    } catch (error) {
+      // Not before the node is back, and then nobody else should have to wait for this.
+      if (stop.signal.aborted) this.lock.release().catch(() => {})
+      throw error
+    } finally {
+      over = true
+      clearTimeout(timer)
     }
   }
 
@@ -200,6 +237,19 @@ export class Transaction {
 
   private refuseEnded(): void {
     if (this.ended) throw new DatabaseError(this.database.name, "EINVAL", "the transaction has ended")
+  }
+}
+
+const UNKNOWN = "whether it was committed shows when it is back"
+
+/** Flags of the client's node, as far as it answers. */
+async function ownFlags(client: Client): Promise<number> {
+  try {
+    const map = await client.control("GET_NODEMAP", CURRENT_NODE, undefined, { timeoutMs: ACTIVE_LOOK_MS })
+    return map.find(({ pnn }) => pnn === client.pnn)?.flags ?? 0
+  } catch {
+    // Whoever waits learns by himself when the connection is gone.
+    return 0
   }
 }
 

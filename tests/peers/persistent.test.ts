@@ -4,10 +4,11 @@
 
 import { afterAll, beforeAll, describe, expect, test } from "bun:test"
 import { readFileSync } from "node:fs"
-import { attach } from "../../lib/client/attach.ts"
+import { attach, forgetDatabases } from "../../lib/client/attach.ts"
 import { Client } from "../../lib/client/client.ts"
-import { CURRENT_NODE } from "../../lib/protocol/constants.ts"
-import { commitOf, raise, SEQUENCE_KEY, stored, utf8 } from "./commits.ts"
+import { Transaction } from "../../lib/client/transaction.ts"
+import { CURRENT_NODE, NodeFlag } from "../../lib/protocol/constants.ts"
+import { commitOf, raise, SEQUENCE_KEY, stored, u64, utf8 } from "./commits.ts"
 import { MixedCluster } from "./nodes.ts"
 import { canTrace, STRACE } from "./privileges.ts"
 import { stockInstalled, waitUntil } from "./stock.ts"
@@ -92,6 +93,33 @@ describe.skipIf(!stockInstalled)("one cluster of both kinds", () => {
     await cluster.allOk()
     for (const pnn of cluster.pnns) expect(await stored(cluster, pnn, "leaver.tdb", SEQUENCE_KEY)).toBe(1)
   }, 90_000)
+
+  test.each(["ours", "stock"] as const)(
+    "a client whose node (%s) is banned in its transaction is told, and its lock is free when the node is back",
+    async (kind) => {
+      const pnn = cluster.kinds.indexOf(kind)
+      const name = `banned-${kind}.tdb`
+      const key = utf8.encode("key")
+      const client = await Client.connect({ socket: cluster.node(pnn).socket })
+      const database = await attach(client, name, { kind: "persistent" })
+      const transaction = await Transaction.start(client, database)
+      await transaction.store(key, u64(1))
+      expect((await cluster.node(pnn).tool("ban", "600")).status).toBe(0)
+      await waitUntil("the ban", async () => ((await cluster.view(pnn))?.flags[pnn] ?? 0) === NodeFlag.BANNED)
+      const begun = performance.now()
+      const told = await transaction.commit().then(() => "", String)
+      expect(told).toContain(`node ${pnn} is banned: nothing was committed`)
+      expect(performance.now() - begun).toBeLessThan(10_000)
+      expect((await cluster.node(pnn).tool("unban")).status).toBe(0)
+      await cluster.allOk(60_000)
+      // From another node, while the first client lives on.
+      const other = cluster.client(cluster.pnns.find((each) => each !== pnn)!)
+      expect(await raise(other, name, "persistent", key)).toBe(1)
+      await forgetDatabases(client)
+      await client.close()
+    },
+    120_000,
+  )
 
   for (const kind of ["persistent", "replicated"] as const) {
     test(`${kind}: transactions of all nodes and of the stock tool, with recoveries between, are exact`, async () => {
