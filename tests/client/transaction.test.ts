@@ -2,13 +2,16 @@
 // 19 on every answer that a daemon may give.
 
 import { afterEach, beforeEach, describe, expect, test } from "bun:test"
+import { socketAddress } from "../../daemon/state.ts"
 import { attach, forgetDatabases } from "../../lib/client/attach.ts"
 import { Client } from "../../lib/client/client.ts"
 import { GLock } from "../../lib/client/g-lock.ts"
 import { Transaction } from "../../lib/client/transaction.ts"
 import type { SocketConnection } from "../../lib/net/connection.ts"
 import { type Listener, listenUnix } from "../../lib/net/unix.ts"
-import { controlByOpcode } from "../../lib/protocol/controls.ts"
+import { encode } from "../../lib/protocol/codec.ts"
+import { NodeFlag } from "../../lib/protocol/constants.ts"
+import { controlByOpcode, controls } from "../../lib/protocol/controls.ts"
 import { databaseId } from "../../lib/protocol/hash.ts"
 import { decodePacket, encodePacket, Operation, type Packet, type ReqControl } from "../../lib/protocol/packet.ts"
 import { openTdb, type Tdb } from "../../lib/tdb/tdb.ts"
@@ -28,8 +31,10 @@ class Daemon {
   readonly socket = this.directory.file("socket")
   readonly tdbs = new Map<number, { readonly tdb: Tdb; readonly path: string; readonly flags: number }>()
   readonly controls: ReqControl[] = []
-  /** Called for each commit with its payload; the status to answer. */
-  onCommit: (payload: Uint8Array) => number = () => 0
+  /** Called for each commit with its payload; the status to answer, or nothing for no answer at all. */
+  onCommit: (payload: Uint8Array) => number | undefined = () => 0
+  /** Its own, as it says. */
+  flags = 0
   private readonly connections: SocketConnection[] = []
   private readonly listener: Listener
 
@@ -76,11 +81,11 @@ class Daemon {
     if (packet.operation !== Operation.REQ_CONTROL) return
     this.controls.push(packet)
     const [status, data] = this.answer(packet)
-    if ((packet.flags & 1) !== 0) return
+    if (status === undefined || (packet.flags & 1) !== 0) return
     connection.send(encodePacket({ operation: Operation.REPLY_CONTROL, ...header, status, data, error: "" }, "daemon"))
   }
 
-  private answer({ opcode, data }: ReqControl): [status: number, data: Uint8Array] {
+  private answer({ opcode, data }: ReqControl): [status: number | undefined, data: Uint8Array] {
     const id = data.length >= 4 ? Buffer.from(data).readUInt32LE() : 0
     switch (controlByOpcode(opcode)?.name) {
       case "GET_PNN":
@@ -92,6 +97,10 @@ class Daemon {
         return [0, string(this.tdbs.get(id)!.path)]
       case "DB_OPEN_FLAGS":
         return [0, u32(this.tdbs.get(id)!.flags)]
+      case "GET_NODEMAP": {
+        const addr = socketAddress({ address: "127.0.0.1", port: 4379 })
+        return [0, encode(controls.GET_NODEMAP.reply, [{ pnn: PNN, flags: this.flags, addr }])]
+      }
       case "GET_DBMAP":
         return [0, u32(0)]
       case "TRANS3_COMMIT":
@@ -211,6 +220,21 @@ describe("commit", () => {
     const transaction = await start()
     await transaction.store(Buffer.from("k"), u32(1))
     expect(await transaction.commit().catch((error: unknown) => error)).toMatchObject({ code: "EIO" })
+    expect(lockRecord()).toBe("00".repeat(24))
+  })
+
+  test("never answered, because the node was banned meanwhile: an error that leaves it open, and the lock is free", async () => {
+    daemon.onCommit = () => {
+      daemon.flags = NodeFlag.BANNED
+      return undefined
+    }
+    const transaction = await start()
+    await transaction.store(Buffer.from("k"), u32(1))
+    const error = await transaction.commit().catch((reason: unknown) => reason)
+    expect(error).toMatchObject({
+      code: "EIO",
+      reason: "node 0 is banned: whether it was committed shows when it is back",
+    })
     expect(lockRecord()).toBe("00".repeat(24))
   })
 
