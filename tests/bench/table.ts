@@ -35,7 +35,7 @@ const REASONS: readonly (readonly [start: RegExp, reason: string])[] = [
   ],
   [
     /^persistent transactions on 8 databases, disk/,
-    "One disk under all nodes: it syncs for three of them, so that half as many sync calls of a commit do not make twice as many commits; and two processors under nodes and nine clients.",
+    "Processor time: nine clients and three nodes keep both processors busy (1.96 of 2; 0.01 wait for the disk). A commit takes 14 ms of them, all processes and the kernel's threads together, beside stock's 62 (both while the machine was slow). Of ours 5.5 are the threads that write, half of it the kernel's share in twelve syncs, and 4 the kernel's own threads for the disk.",
   ],
   [
     /^g_lock from 1/,
@@ -43,7 +43,7 @@ const REASONS: readonly (readonly [start: RegExp, reason: string])[] = [
   ],
   [
     /^g_lock from/,
-    "The same client on both sides waits in a queue instead of polling; what is left is the lock's record changing nodes: see the record's ring. Stock's own algorithm on stock nodes is a row of the client's own cost.",
+    "The same client on both sides: a queue instead of polling, and turns of 10 ms with the lock. What is left is the lock's record changing nodes between turns: see the record's ring. Stock's own algorithm on stock nodes is a row of the client's own cost.",
   ],
   [
     /^control round trip/,
