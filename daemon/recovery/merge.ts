@@ -81,7 +81,7 @@ export class MergeMemory {
   take(size: number): Uint8Array<ArrayBuffer> {
     const index = this.free.findIndex(({ length }) => length >= size)
     if (index >= 0) return this.free.splice(index, 1)[0]!
-    return new Uint8Array(size <= MEMORY_MAX ? MEMORY_MAX : size)
+    return new Uint8Array(Math.max(size, MEMORY_MAX))
   }
 
   give(memory: Uint8Array<ArrayBuffer>): void {

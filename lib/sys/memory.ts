@@ -51,6 +51,7 @@ const MAP_FIXED = 0x10
 const MAP_ANONYMOUS = 0x20
 const MAP_NORESERVE = 0x4000
 const MADV_DONTNEED = 4
+const MADV_POPULATE_WRITE = 23
 const PROT_NONE = 0
 const MREMAP_MAYMOVE = 1
 const MREMAP_FIXED = 2
@@ -187,6 +188,14 @@ export function unmap(address: number, bytes: number): void {
 /** Forget the private copies of a page-aligned part of a private mapping: it shows the file again. */
 export function discardCopies(address: number, bytes: number): void {
   if (libc.madvise(address, bytes, MADV_DONTNEED) !== 0) throw new SysError("madvise", lastErrno())
+}
+
+/**
+ * Make pages that are about to be stored into present, in one call: a fault for each of them takes longer than the stores. `address` is
+ * page-aligned. Kernels before 5.14 do nothing, and what can't be made present is left to the store.
+ */
+export function populate(address: number, bytes: number): void {
+  libc.madvise(address, bytes, MADV_POPULATE_WRITE)
 }
 
 /** Memory as an ArrayBuffer that does not own it. */

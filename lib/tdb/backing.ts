@@ -16,6 +16,7 @@ import {
   mapZeroOver,
   moveMapping,
   PAGE_SIZE,
+  populate,
   releaseView,
   reserve,
   syncFileData,
@@ -34,6 +35,8 @@ export interface Space {
   readonly bytes: Uint8Array
   /** Bytes of the map that exist. */
   readonly size: number
+  /** [from, from + bytes), all of it inside the map, is about to be stored into. Changes nothing but the time that takes. */
+  expectStores(from: number, bytes: number): void
 }
 
 export interface Backing extends Space {
@@ -110,6 +113,15 @@ interface Window {
  * recoveries), which makes a cut that has happened a typed error. It is not looked at in single operations: a system call is twice
  * as long as a store. Files that several programs use are never to be replaced in place; rename(2) leaves the old one whole.
  */
+/** Below so many pages a call is not worth it. */
+const EXPECTED_MIN = 4
+
+function populatePages(address: number, from: number, bytes: number): void {
+  const start = Math.floor(from / PAGE_SIZE) * PAGE_SIZE
+  const end = Math.ceil((from + bytes) / PAGE_SIZE) * PAGE_SIZE
+  if (end - start >= EXPECTED_MIN * PAGE_SIZE) populate(address + start, end - start)
+}
+
 export class FileBacking implements Backing {
   readonly onDisk = true
   words = new Int32Array(0)
@@ -124,6 +136,11 @@ export class FileBacking implements Backing {
     readonly writable: boolean,
   ) {
     this.refresh()
+  }
+
+  expectStores(from: number, bytes: number): void {
+    const window = this.windows.at(-1)
+    if (window !== undefined) populatePages(window.address, from, bytes)
   }
 
   refresh(): void {
@@ -231,6 +248,10 @@ class PrivateFileSpace implements PrivateSpace {
     this.buffer = viewMemory(this.address, this.length)
     this.words = new Int32Array(this.buffer)
     this.bytes = new Uint8Array(this.buffer)
+  }
+
+  expectStores(from: number, bytes: number): void {
+    populatePages(this.address, from, bytes)
   }
 
   private replace(length: number): void {
@@ -369,6 +390,8 @@ export class MemoryBacking implements Backing {
     this.bytes = new Uint8Array(buffer)
     if (typeof contents !== "number") this.bytes.set(contents)
   }
+
+  expectStores(_from: number, _bytes: number): void {}
 
   refresh(): void {}
 

@@ -34,6 +34,9 @@ const copyBytes = Buffer.prototype.copy as (
   end: number,
 ) => number
 
+/** Bytes of memory that are made ready at a time. */
+const AHEAD = 64 * 1024
+
 interface Region {
   readonly start: number
   readonly end: number
@@ -43,6 +46,8 @@ export class Filling {
   /** Where the next record goes, and where the free space ends. */
   private at = 0
   private to = 0
+  /** Up to here pages are ready. */
+  private ready = 0
 
   private constructor(
     private readonly db: Tdb,
@@ -91,6 +96,7 @@ export class Filling {
     // What is too small to be a free record goes to this one.
     if (left < MIN_CARVE) recLen += left
     const end = offset + RECORD_HEADER + recLen
+    if (end > this.ready) this.makeReady(end)
     const { w, b } = db
     const i = offset >>> 2
     w[i + (AT_NEXT >>> 2)] = first
@@ -108,6 +114,11 @@ export class Filling {
     this.at = end
     this.transaction.filled(RECORD_HEADER + recLen)
     return offset + RECORD_HEADER + keyLength
+  }
+
+  private makeReady(end: number): void {
+    this.ready = Math.min(this.to, Math.max(end, this.at + AHEAD))
+    this.db.transaction?.space.expectStores(this.at, this.ready - this.at)
   }
 
   private has(first: number, source: Uint8Array, from: number, keyLength: number, hash: number): boolean {
@@ -149,6 +160,7 @@ export class Filling {
   }
 
   private give(): void {
+    this.ready = 0
     if (this.to > this.at) releaseRegion(this.db, this.at, this.to)
     this.at = 0
     this.to = 0

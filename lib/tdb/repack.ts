@@ -46,6 +46,7 @@ export function wipe(db: Tdb): void {
 function clearChains(db: Tdb): void {
   const from = AT_CHAINS
   const to = AT_CHAINS + 4 * db.hashSize
+  db.transaction?.space.expectStores(from, to - from)
   db.w.fill(0, from >>> 2, to >>> 2)
   db.dirty?.fill(1, from >>> 12, ((to - 1) >>> 12) + 1)
 }

@@ -350,6 +350,7 @@ export class Transaction {
       for (let done = 0; done < length; done += piece) {
         const part = Math.min(piece, length - done)
         db.step?.(`save ${part} bytes of ${offset + done}`)
+        db.backing.expectStores(at + done, part)
         bytes.copyWithin(at + done, offset + done, offset + done + part)
         copied += part
         if (copied < piece) continue
@@ -419,6 +420,7 @@ export class Transaction {
       for (let at = offset; at < end; at += piece) {
         const to = Math.min(at + piece, end)
         db.step?.(`write ${to - at} bytes of ${at}`)
+        db.backing.expectStores(at, to - at)
         target.set(source.subarray(at, to), at)
         copied += to - at
         if (copied < piece) continue
