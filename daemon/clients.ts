@@ -36,6 +36,8 @@ export class Client implements LocalClient, PacketHandler {
   /** START_PERSISTENT_UPDATE controls without their end. */
   persistentUpdates = 0
   private paused = false
+  /** It is read from however much of what was sent to it waits: in a long pull its pings would wait with it. */
+  private raised = false
 
   constructor(
     readonly id: number,
@@ -78,7 +80,7 @@ export class Client implements LocalClient, PacketHandler {
   send(packet: Uint8Array): void {
     this.state.statistics.now.clientPacketsSent++
     this.connection.send(packet, Priority.BULK)
-    if (!this.paused && this.connection.queuedBytes > PAUSE_BYTES) {
+    if (!this.paused && !this.raised && this.connection.queuedBytes > PAUSE_BYTES) {
       this.paused = true
       this.connection.pause()
     }
@@ -92,6 +94,8 @@ export class Client implements LocalClient, PacketHandler {
   /** From now on its packets go before other clients'. */
   raise(): void {
     this.connection.readPriority = Priority.LIVENESS
+    this.raised = true
+    this.onDrain()
   }
 
   overfull(): boolean {

@@ -297,6 +297,8 @@ const handlers: Handlers = {
     } else answer({ status: -1 })
     return "later"
   },
+  // What was sent to the srvid and not taken yet (bytes): the sender of a pull waits by it.
+  SRVID_BACKLOG: ({ node, control }) => ({ reply: node.router.srvids.queuedBytes(control.srvid) }),
   DB_PUSH_START: ({ node, request }) => (node.databases.pushStart(request) ? 0 : -1),
   DB_PUSH_CONFIRM: ({ node, request: id, answer }) => {
     node.databases.pushConfirm(id, answer)

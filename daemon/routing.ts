@@ -496,6 +496,7 @@ const RECORD_CONTROLS: ReadonlySet<number> = new Set(
   [
     controls.DB_PULL,
     controls.ALIKE_PULL,
+    controls.SRVID_BACKLOG,
     controls.DB_PUSH_START,
     controls.DB_PUSH_CONFIRM,
     controls.TRAVERSE_DATA,

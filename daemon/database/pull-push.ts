@@ -3,11 +3,13 @@
 // the loop, and a pull waits while what it has sent is not taken. They end with the transaction they belong to.
 
 import { DbFlag, RecordFlag } from "../../lib/protocol/constants.ts"
+import { controls } from "../../lib/protocol/controls.ts"
 import { jenkinsHash } from "../../lib/protocol/hash.ts"
 import { readU32, writeU32 } from "../../lib/protocol/header.ts"
 import { LTDB_HEADER_SIZE, type PulldbExt, REC_DATA_HEAD } from "../../lib/protocol/structs.ts"
 import type { Word64 } from "../../lib/protocol/word64.ts"
 import { SysError } from "../../lib/sys/errno.ts"
+import { droppedBytes } from "../../lib/sys/memory.ts"
 import { TdbError, Walk } from "../../lib/tdb/tdb.ts"
 import type { NodeEnvironment } from "../environment.ts"
 import type { Answer, Router } from "../routing.ts"
@@ -24,6 +26,8 @@ const PULL_BYTES = 60 * 1024
 const QUEUED_BYTES_MAX = 2 << 20
 /** And looks again after this time. */
 const RETRY_MS = 2
+/** After so many bytes the other node is asked what of them its client has not taken yet; until it answers, no more than as many. */
+const WINDOW_BYTES = 2 << 20
 /** Buffers of a push that wait to be stored: a sender that knows no bound meets this one. */
 const PUSH_BYTES_MAX = 1 << 30
 /** db_id and count in front of the records (wire-protocol page 5.12). */
@@ -116,6 +120,12 @@ class Pull implements Passage {
   private readonly buffer: RecordBuffer
   private count = 0
   private ended = false
+  /** Bytes sent since the other node was asked for its backlog, and what it has said. */
+  private unasked = 0
+  private asking = false
+  private backlog = 0
+  /** It does not know the question: a stock node. */
+  private knowsNone = false
 
   constructor(
     private readonly database: Database,
@@ -160,7 +170,7 @@ class Pull implements Passage {
     const { environment, buffer } = this
     const deadlineMs = environment.monotonicMs() + PIECE_MS
     do {
-      if (this.router.queuedBytes(this.srcnode, this.srvid) > QUEUED_BYTES_MAX) {
+      if (this.isHeldUp()) {
         environment.setTimer(RETRY_MS, () => this.step())
         return
       }
@@ -196,7 +206,36 @@ class Pull implements Passage {
   }
 
   private send(): void {
-    this.router.sendMessage(this.srcnode, this.srvid, this.buffer.take())
+    const bytes = this.buffer.take()
+    this.unasked += bytes.length
+    droppedBytes(bytes.length)
+    this.router.sendMessage(this.srcnode, this.srvid, bytes)
+    if (this.unasked >= WINDOW_BYTES) this.ask()
+  }
+
+  private isHeldUp(): boolean {
+    const { router, srcnode, srvid } = this
+    if (router.queuedBytes(srcnode, srvid) > QUEUED_BYTES_MAX) return true
+    if (this.knowsNone) return false
+    if (this.backlog > QUEUED_BYTES_MAX) this.ask()
+    return this.backlog > QUEUED_BYTES_MAX || (this.asking && this.unasked >= WINDOW_BYTES)
+  }
+
+  /**
+   * A link takes what its node's client does not: that node would have to keep all of it. So it is asked, with a question that does
+   * not overtake what was sent before.
+   */
+  private ask(): void {
+    if (this.asking || this.knowsNone || this.srcnode === this.database.pnn) return
+    this.asking = true
+    this.unasked = 0
+    const { opcode } = controls.SRVID_BACKLOG
+    const question = { opcode, srvid: this.srvid, clientId: 0, flags: 0, data: new Uint8Array(0) }
+    this.router.request(this.srcnode, question, undefined, ({ status, data }) => {
+      this.asking = false
+      this.knowsNone = status !== 0 || data?.length !== 4
+      this.backlog = this.knowsNone ? 0 : readU32(data!, 0)
+    })
   }
 }
 
@@ -256,6 +295,7 @@ export class Push implements Passage {
 
   private receive(data: Uint8Array): void {
     if (this.failed !== undefined || this.ended) return
+    droppedBytes(data.length)
     // Where it is, if it can be stored at once: the view is gone when this turn is over.
     if (!this.working && this.store(data, this.environment.monotonicMs() + PIECE_MS)) return
     this.queuedBytes += data.length

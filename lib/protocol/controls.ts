@@ -268,12 +268,13 @@ export const controls = {
   TCP_CLIENT_PASSED: control(160, connection, none, { exact: true, usesClient: true, newest: true }),
   START_IPREALLOCATE: control(161, none, none, { exact: true, async: true, newest: true }),
   PUSH_RECORD: control(162, pushRecordData, none, { newest: true }),
-  // Ours (daemon/database/alike.ts).
+  // Ours (daemon/database/alike.ts, pull-push.ts).
   // The digest's words are read in place.
   ALIKE_DIGEST: control(4096, transdb, none, { exact: true, async: true }),
   ALIKE_RETAIN: control(4097, alikeRetain, u32, { async: true }),
   ALIKE_PULL: control(4098, alikePull, u32, { async: true }),
   ALIKE_SKETCH: control(4099, transdb, none, { exact: true }),
+  SRVID_BACKLOG: control(4100, none, u32, { srvid: true }),
 } as const
 
 export type ControlName = keyof typeof controls

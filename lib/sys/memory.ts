@@ -208,6 +208,21 @@ export function readInt16(address: number): number {
   return read.i16(address as Pointer, 0)
 }
 
+/** Buffers that were used once and dropped are collected after so many bytes. */
+const COLLECT_BYTES = 32 << 20
+let dropped_bytes = 0
+
+/**
+ * So many bytes of buffers were used and dropped. The runtime takes views of mapped files for memory of its own, and lets as much again
+ * pile up before it collects by itself.
+ */
+export function droppedBytes(bytes: number): void {
+  dropped_bytes += bytes
+  if (dropped_bytes < COLLECT_BYTES) return
+  dropped_bytes = 0
+  Bun.gc(false)
+}
+
 /** Detach a view, so that a reference kept by mistake reads as empty instead of touching memory that is gone. */
 export function releaseView(buffer: ArrayBuffer): void {
   buffer.transfer()
