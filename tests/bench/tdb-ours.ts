@@ -1,8 +1,16 @@
 // Our side of tests/bench/tdb.ts: the operations of tdb-libtdb.c, with the same arguments and output.
 
-import { dlopen, ptr } from "bun:ffi"
+import { dlopen, type Pointer, ptr } from "bun:ffi"
 import { unlinkSync } from "node:fs"
-import { INSERT, openTdb, REPLACE, traverseRead } from "../../lib/tdb/tdb.ts"
+import {
+  AT_DATA_LEN,
+  AT_RECOVERY_START,
+  INSERT,
+  openTdb,
+  RECORD_HEADER,
+  REPLACE,
+  traverseRead,
+} from "../../lib/tdb/tdb.ts"
 
 const [file, operation, countText, flags, hashSize, keysText, startAt_ms] = process.argv.slice(2) as [
   string,
@@ -17,13 +25,20 @@ const count = Number(countText)
 const keyCount = Number(keysText)
 let db = openTdb(file, { flags: Number(flags), hashSize: Number(hashSize), openFlags: 0o102 })
 if (process.env.CTDB_BENCH_MSYNC !== undefined) {
-  // After each fdatasync also the msync that libtdb makes, which finds nothing left to write.
+  // After each fdatasync also the msync that libtdb makes, of the same bytes, which finds nothing left to write: the recovery record,
+  // its header, everything, its header.
   const { msync } = dlopen("libc.so.6", { msync: { args: ["ptr", "u64", "i32"], returns: "i32" } }).symbols
   const { backing } = db
   const sync = backing.sync.bind(backing)
+  let syncs = 0
   backing.sync = () => {
     sync()
-    if (msync(ptr(backing.bytes), backing.size, 4) !== 0) throw new Error("msync failed")
+    const area = backing.words[AT_RECOVERY_START >>> 2]!
+    const record = RECORD_HEADER + backing.words[(area + AT_DATA_LEN) >>> 2]!
+    const turn = syncs++ % 4
+    const from = turn === 2 ? 0 : area & ~4095
+    const end = turn === 2 ? backing.size : area + (turn === 0 ? record : RECORD_HEADER)
+    if (msync((ptr(backing.bytes) + from) as Pointer, end - from, 4) !== 0) throw new Error("msync failed")
   }
 }
 const value = new Uint8Array(100).fill(118)
