@@ -9,7 +9,6 @@ import { readU32, writeU32 } from "../../lib/protocol/header.ts"
 import { LTDB_HEADER_SIZE, type PulldbExt, REC_DATA_HEAD } from "../../lib/protocol/structs.ts"
 import type { Word64 } from "../../lib/protocol/word64.ts"
 import { SysError } from "../../lib/sys/errno.ts"
-import { droppedBytes } from "../../lib/sys/memory.ts"
 import { TdbError, Walk } from "../../lib/tdb/tdb.ts"
 import type { NodeEnvironment } from "../environment.ts"
 import type { Answer, Router } from "../routing.ts"
@@ -208,7 +207,6 @@ class Pull implements Passage {
   private send(): void {
     const bytes = this.buffer.take()
     this.unasked += bytes.length
-    droppedBytes(bytes.length)
     this.router.sendMessage(this.srcnode, this.srvid, bytes)
     if (this.unasked >= WINDOW_BYTES) this.ask()
   }
@@ -295,7 +293,6 @@ export class Push implements Passage {
 
   private receive(data: Uint8Array): void {
     if (this.failed !== undefined || this.ended) return
-    droppedBytes(data.length)
     // Where it is, if it can be stored at once: the view is gone when this turn is over.
     if (!this.working && this.store(data, this.environment.monotonicMs() + PIECE_MS)) return
     this.queuedBytes += data.length

@@ -3,6 +3,7 @@
 // packets mean is nobody's here.
 
 import type { Socket, SocketHandler, TCPSocketConnectOptions } from "bun"
+import { droppedBytes } from "../sys/memory.ts"
 import { receive } from "../sys/socket.ts"
 import { type PacketConnection, type PacketHandler, Priority } from "./ports.ts"
 import { Found, PacketReader, type ReaderLimits } from "./reader.ts"
@@ -178,6 +179,7 @@ export class SocketConnection implements PacketConnection, UrgentTaker {
       this.end("data on a connection that is only written to")
       return
     }
+    droppedBytes(chunk.length)
     this.reader.push(chunk)
     if (this.reader.unreadBytes > READ_BACKLOG) this.pauseSocket()
     if (this.waitsForTurn || this.handler === undefined || this.pausedByOwner) return
@@ -325,6 +327,7 @@ export class SocketConnection implements PacketConnection, UrgentTaker {
       this.end("write failed")
       return -1
     }
+    droppedBytes(written)
     this.queuedBytes -= written
     if (written === length) {
       this.queuedPackets -= packets
@@ -345,6 +348,7 @@ export class SocketConnection implements PacketConnection, UrgentTaker {
       this.end("write failed")
       return -1
     }
+    droppedBytes(written)
     this.queuedBytes -= written
     this.startedAt += written
     if (written < length) this.blocked = true

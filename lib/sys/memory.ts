@@ -213,7 +213,7 @@ const COLLECT_BYTES = 32 << 20
 let dropped_bytes = 0
 
 /**
- * So many bytes of buffers were used and dropped. The runtime takes views of mapped files for memory of its own, and lets as much again
+ * So many bytes of buffers, received or sent, were used and dropped. The runtime takes views of mapped files for memory of its own, and lets as much again
  * pile up before it collects by itself.
  */
 export function droppedBytes(bytes: number): void {

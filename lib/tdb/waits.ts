@@ -64,6 +64,8 @@ const TURN_MS = 200
 const TICK_MS = 5
 /** Chains looked at in one turn of the loop by an allrecord sweep. */
 const SWEEP_CHAINS = 20_000
+/** Sweeps of all files together hold up the loop about so long at a time (ms). */
+const SWEEP_MS = 5
 
 /** Something to wait for. */
 interface Task {
@@ -788,6 +790,29 @@ const soon = (run: () => void): void => {
   setImmediate(run)
 }
 
+/** Steps of allrecord waits that are due: a node that freezes two hundred databases has as many. */
+let due: (() => void)[] = []
+
+/** In a coming turn of the loop, together with such steps of other files for no longer than SWEEP_MS at a time. */
+function whenDue(step: () => void): void {
+  if (due.push(step) === 1) setImmediate(runDue)
+}
+
+function runDue(): void {
+  const end_ms = performance.now() + SWEEP_MS
+  const steps = due
+  due = []
+  let done = 0
+  try {
+    while (done < steps.length && (done === 0 || performance.now() < end_ms)) steps[done++]!()
+  } finally {
+    // What came meanwhile has asked for a turn already.
+    const asked = due.length > 0
+    due = [...steps.slice(done), ...due]
+    if (due.length > 0 && !asked) setImmediate(runDue)
+  }
+}
+
 /** What is done with the lock instead of giving it to somebody; `over` is called when it is done. */
 type Work = (over: () => void) => Underway
 
@@ -816,7 +841,8 @@ class AllrecordWait implements Wait {
   }
 
   private later(wait_ms: number): void {
-    this.timer = setTimeout(() => this.advance(), wait_ms)
+    if (wait_ms === 0) whenDue(() => this.advance())
+    else this.timer = setTimeout(() => whenDue(() => this.advance()), wait_ms)
   }
 
   private get type(): typeof READ_LOCK | typeof WRITE_LOCK {
