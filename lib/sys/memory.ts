@@ -209,7 +209,7 @@ export function readInt16(address: number): number {
 }
 
 /** Buffers that were used once and dropped are collected after so many bytes. */
-const COLLECT_BYTES = 16 << 20
+const COLLECT_BYTES = 32 << 20
 let dropped_bytes = 0
 
 /**

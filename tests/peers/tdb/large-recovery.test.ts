@@ -1,7 +1,7 @@
 // A database that is much larger than the memory its nodes may take: three nodes of ours, one of them killed, and the recovery that
 // follows brings all of it to the two that are left. What counts is memory that only a process's end gives back; pages of files are
-// the kernel's to drop. The long form has 1 GB and a limit of 512 MB for members; the leader, through which everything passes twice, has one of
-// its own, as buffers that it has passed on wait to be collected.
+// the kernel's to drop. Members keep to half the size; the leader, through which everything passes twice, does not yet, as what it has passed on waits to
+// be collected: 500 to 900 MB were seen, and its limit only tells when that gets worse. Part of the long form only, as it takes a minute of both processors. CTDB_LARGE_MB=N does it with another size.
 
 import { expect, test } from "bun:test"
 import { existsSync, readdirSync, readFileSync } from "node:fs"
@@ -16,9 +16,9 @@ import { MixedCluster } from "../nodes.ts"
 import { type StockNode, waitUntil } from "../stock.ts"
 
 /** Bytes of keys and data, and what the processes of a member and of the leader may grow by. */
-const CONTENTS = soak ? 1024e6 : 300e6
-const MEMBER_MAX = soak ? 512e6 : 300e6
-const LEADER_MAX = soak ? 1500e6 : 420e6
+const CONTENTS = Number(process.env.CTDB_LARGE_MB ?? 1024) * 1e6
+const MEMBER_MAX = 512e6
+const LEADER_MAX = 1500e6
 const VALUE = 4000
 const RECORDS = Math.floor(CONTENTS / VALUE)
 const DATABASE = "large.tdb"
@@ -91,7 +91,7 @@ class MemoryWatch {
 
 const total = (bytes: ReadonlyMap<number, number>): number => [...bytes.values()].reduce((sum, one) => sum + one, 0)
 
-test(
+test.skipIf(!soak)(
   `a recovery of ${CONTENTS / 1e6} MB in one database, after a node was killed, with less memory than that`,
   async () => {
     const tunables = ["VacuumInterval=100000", "RerecoveryTimeout=1", "RecoverTimeout=120"]
@@ -157,5 +157,5 @@ test(
       await cluster.end()
     }
   },
-  soak ? 600_000 : 180_000,
+  600_000,
 )
