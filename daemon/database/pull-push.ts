@@ -9,6 +9,7 @@ import { readU32, writeU32 } from "../../lib/protocol/header.ts"
 import { LTDB_HEADER_SIZE, type PulldbExt, REC_DATA_HEAD } from "../../lib/protocol/structs.ts"
 import type { Word64 } from "../../lib/protocol/word64.ts"
 import { SysError } from "../../lib/sys/errno.ts"
+import { copyBytes } from "../../lib/sys/memory.ts"
 import { TdbError, Walk } from "../../lib/tdb/tdb.ts"
 import type { NodeEnvironment } from "../environment.ts"
 import type { Answer, Router } from "../routing.ts"
@@ -31,15 +32,6 @@ const WINDOW_BYTES = 2 << 20
 const PUSH_BYTES_MAX = 1 << 30
 /** db_id and count in front of the records (wire-protocol page 5.12). */
 const BUFFER_HEAD = 8
-
-// Copies between arrays without making a view of the source first.
-const copyBytes = Buffer.prototype.copy as (
-  this: Uint8Array,
-  to: Uint8Array,
-  at: number,
-  start: number,
-  end: number,
-) => number
 
 /** A record buffer that grows. */
 class RecordBuffer {

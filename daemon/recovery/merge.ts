@@ -7,6 +7,7 @@ import { ProtocolError } from "../../lib/protocol/codec.ts"
 import { RecordFlag, SEQNUM_KEY } from "../../lib/protocol/constants.ts"
 import { jenkinsHash } from "../../lib/protocol/hash.ts"
 import { LTDB_HEADER_SIZE, REC_DATA_HEAD } from "../../lib/protocol/structs.ts"
+import { copyBytes } from "../../lib/sys/memory.ts"
 import type { RecoveryFiles, Scratch } from "./files.ts"
 
 /** Records stay in memory up to this many bytes of one database. */
@@ -49,15 +50,6 @@ export type MergeRule =
       /** A record that only another source has, or has otherwise. Views, valid during the call. */
       readonly onDiverged: (source: number, key: Uint8Array, data: Uint8Array) => void
     }
-
-// Copies between arrays without making a view of the source first.
-const copyBytes = Buffer.prototype.copy as (
-  this: Uint8Array,
-  to: Uint8Array,
-  at: number,
-  start: number,
-  end: number,
-) => number
 
 /** One partition while it is being merged. */
 interface Load {

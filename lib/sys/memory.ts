@@ -223,6 +223,15 @@ export function droppedBytes(bytes: number): void {
   Bun.gc(false)
 }
 
+/** `copyBytes.call(source, to, at, start, end)` copies between arrays without making a view of the source first. */
+export const copyBytes = Buffer.prototype.copy as (
+  this: Uint8Array,
+  to: Uint8Array,
+  at: number,
+  start: number,
+  end: number,
+) => number
+
 /** Detach a view, so that a reference kept by mistake reads as empty instead of touching memory that is gone. */
 export function releaseView(buffer: ArrayBuffer): void {
   buffer.transfer()

@@ -2,6 +2,7 @@
 // handed out by freelist.ts, transactions are in transaction.ts, walks in traverse.ts. It creates no file: see open.ts.
 
 import { SysError } from "../sys/errno.ts"
+import { copyBytes } from "../sys/memory.ts"
 import type { Backing, PrivateSpace } from "./backing.ts"
 import { TdbError, type TdbErrorCode } from "./error.ts"
 import {
@@ -43,15 +44,6 @@ export type StoreMode = typeof REPLACE | typeof INSERT | typeof MODIFY
 export type Parser<T> = (bytes: Uint8Array, start: number, length: number) => T
 
 const EMPTY = new Uint8Array(0)
-
-// Copies between arrays without making a view of the source first.
-const copyBytes = Buffer.prototype.copy as (
-  this: Uint8Array,
-  to: Uint8Array,
-  at: number,
-  start: number,
-  end: number,
-) => number
 
 // Short runs of words: faster than any call of the engine's.
 function copyWords(source: Int32Array, from: number, target: Int32Array, to: number, words: number): void {

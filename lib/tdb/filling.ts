@@ -2,6 +2,7 @@
 // look for room and none for an older record. A recovery stores all records of a database in one go, and almost all of its time
 // went to such looks. Single stores are in database.ts.
 
+import { copyBytes } from "../sys/memory.ts"
 import type { Tdb } from "./database.ts"
 import {
   AT_CHAINS,
@@ -24,15 +25,6 @@ import type { Transaction } from "./transaction.ts"
 
 /** A wiped database has free space in front of its recovery area and behind it; more pieces mean that it was not just wiped. */
 const REGIONS_MAX = 4
-
-// Copies between arrays without making a view of the source first.
-const copyBytes = Buffer.prototype.copy as (
-  this: Uint8Array,
-  to: Uint8Array,
-  at: number,
-  start: number,
-  end: number,
-) => number
 
 /** Bytes of memory that are made ready at a time. */
 const AHEAD = 64 * 1024
