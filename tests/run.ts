@@ -123,8 +123,11 @@ async function runJob(job: Job): Promise<Outcome> {
   // A failure's text, without the lines of what passed.
   if (status !== 0) console.log(text.replace(/^\(pass\).*\n/gm, ""))
   const seconds = ((performance.now() - started) / 1000).toFixed(0)
+  // The job's and its children's, as far as they were waited for: what a processor must do, however many jobs run beside it.
+  const processor = (Number(child.resourceUsage()?.cpuTime.total ?? 0) / 1e6).toFixed(0)
   const verdict = status === 0 ? "" : ` (exit status ${status})`
-  console.log(`${job.name}: ${outcome.passed} passed, ${outcome.failed} failed in ${seconds} s${verdict}`)
+  const counts = `${outcome.passed} passed, ${outcome.failed} failed`
+  console.log(`${job.name}: ${counts} in ${seconds} s, ${processor} s of processor${verdict}`)
   return outcome
 }
 

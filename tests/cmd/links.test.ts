@@ -16,7 +16,7 @@ beforeAll(() => {
     stdout: "ignore",
   })
   expect(build.exitCode).toBe(0)
-}, 120_000)
+}, 300_000)
 afterAll(() => rmSync(directory, { recursive: true, force: true }))
 
 function run(program: string, ...words: string[]) {

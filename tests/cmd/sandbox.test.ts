@@ -45,7 +45,7 @@ async function report(directory: string, what: string, holds: (report: LoadRepor
       last = readReport(directory)
       return last !== undefined && holds(last)
     },
-    30_000,
+    300_000,
   )
   return last!
 }

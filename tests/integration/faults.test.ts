@@ -28,7 +28,7 @@ beforeAll(() => {
 })
 afterAll(async () => {
   await Promise.all(clusters.map((cluster) => cluster.end()))
-}, 60_000)
+}, 300_000)
 
 const [withLock, withoutLock] = [stories(true), stories(false)]
 for (const [index, { name }] of withLock.entries()) {

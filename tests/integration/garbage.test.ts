@@ -59,7 +59,7 @@ beforeAll(async () => {
   heard = expected.observers.map((pnn) => cluster.leaders(pnn).length)
   bystander = await Client.connect({ socket: cluster.node(0).socket })
   pingsEnd = ping()
-}, 60_000)
+}, 300_000)
 
 afterAll(async () => {
   await waitUntil("one more broadcast of the leader", () => cluster.leaders(0).length > heard[0]! + 1)
@@ -68,7 +68,7 @@ afterAll(async () => {
   await pingsEnd
   await bystander.close()
   await cluster.end()
-}, 60_000)
+}, 300_000)
 
 /** Nobody else was disturbed: no election, no recovery, no pause for other clients. */
 afterEach(async () => {
@@ -306,7 +306,7 @@ test("a client sends every operation with noise inside", async () => {
     await wire.close()
   })
   expect(lines.length).toBeLessThanOrEqual(LINES_MAX)
-}, 20_000)
+}, 300_000)
 
 test("absurd lengths and half packets of thousands of clients cost no memory", async () => {
   const before = residentKb()
@@ -330,7 +330,7 @@ test("absurd lengths and half packets of thousands of clients cost no memory", a
   })
   expect(lines.length).toBeLessThanOrEqual(LINES_MAX)
   expect(residentKb() - before).toBeLessThan(GROWTH_KB)
-}, 60_000)
+}, 300_000)
 
 test("thousands of clients come, ask and go", async () => {
   const before = residentKb()
@@ -344,7 +344,7 @@ test("thousands of clients come, ask and go", async () => {
   })
   expect(lines).toEqual([])
   expect(residentKb() - before).toBeLessThan(GROWTH_KB)
-}, 120_000)
+}, 300_000)
 
 // The port between nodes.
 
@@ -400,7 +400,7 @@ test("a peer sends every operation with noise inside, in whole packets and in pi
   })
   // Of bad records, unknown operations, bad packets and keepalives there are many; each is one kind.
   expect(lines.length).toBeLessThanOrEqual(4 * LINES_MAX)
-}, 30_000)
+}, 300_000)
 
 test("a peer that claims to be another node is not believed", async () => {
   const lines = await logged(async () => {
@@ -432,7 +432,7 @@ test("data on the connection that a node opened ends it, and brings no storm of 
   // Three nodes, each once a second.
   expect(accepted[8]! - accepted[0]!).toBeGreaterThan(1500)
   expect(lines.length).toBeLessThanOrEqual(LINES_MAX)
-}, 30_000)
+}, 300_000)
 
 test("thousands of connections from an address that is not in the list", async () => {
   const before = residentKb()
@@ -444,7 +444,7 @@ test("thousands of connections from an address that is not in the list", async (
   expect(lines[0]).toContain(`Refused connection from unknown node ${STRANGER}`)
   expect(lines.length).toBeLessThanOrEqual(LINES_MAX)
   expect(residentKb() - before).toBeLessThan(GROWTH_KB)
-}, 120_000)
+}, 300_000)
 
 test("thousands of second connections of a peer", async () => {
   const first = await Wire.open(PEER)
@@ -458,4 +458,4 @@ test("thousands of second connections of a peer", async () => {
   expect(lines[0]).toContain(`Incoming queue active, rejecting connection from ${PEER}`)
   expect(lines.length).toBeLessThanOrEqual(LINES_MAX)
   await first.close()
-}, 120_000)
+}, 300_000)

@@ -173,7 +173,7 @@ describe("a node of a running cluster", () => {
   beforeAll(async () => {
     await cluster.startTogether()
     await cluster.allOk()
-  }, 60_000)
+  }, 300_000)
   afterAll(() => cluster.end(), 60_000)
 
   const pidFile = (pnn: number) => join(cluster.base(pnn), "run", "ctdbd.pid")
@@ -201,7 +201,7 @@ describe("a node of a running cluster", () => {
       await cluster.kill(2)
       await cluster.start(2)
       await cluster.allOk()
-    }, 60_000)
+    }, 300_000)
   }
 
   test("the end of standard input is one as well in test mode, with a status of its own", async () => {
@@ -209,7 +209,7 @@ describe("a node of a running cluster", () => {
     expect(existsSync(pidFile(1))).toBe(false)
     await cluster.start(1)
     await cluster.allOk()
-  }, 60_000)
+  }, 300_000)
 
   test("a restart right after a kill works at once", async () => {
     const killedMs = performance.now()
@@ -219,7 +219,7 @@ describe("a node of a running cluster", () => {
     // It answers: a stock node can't for 5 s, while the event daemon of its former life holds on.
     expect(performance.now() - killedMs).toBeLessThan(2000)
     await cluster.allOk()
-  }, 60_000)
+  }, 300_000)
 
   test("a second daemon on the same base refuses to start, and the first does not notice", async () => {
     const before = await cluster.view(0)
@@ -230,7 +230,7 @@ describe("a node of a running cluster", () => {
     expect(readFileSync(pidFile(0), "utf8")).toBe(pid)
     expect(await cluster.view(0)).toEqual(before!)
     expect((await cluster.node(0).tool("pnn")).status).toBe(0)
-  }, 30_000)
+  }, 300_000)
 
   test("a nodes file that can't be read at a reload changes nothing", async () => {
     const path = join(cluster.base(0), "nodes")
@@ -247,5 +247,5 @@ describe("a node of a running cluster", () => {
     expect(await reload()).toBe(0)
     await cluster.allOk()
     expect(await cluster.view(0)).toEqual(before!)
-  }, 30_000)
+  }, 300_000)
 })

@@ -58,7 +58,7 @@ describe.skipIf(!stockInstalled).each<[Kind, string]>([
     await cluster.startTogether()
     await cluster.allOk()
     sockets = cluster.pnns.map((pnn) => cluster.node(pnn).socket)
-  }, 60_000)
+  }, 300_000)
   afterAll(() => cluster.end(), 30_000)
   const all = () => ["--socket", sockets.join(",")]
 
@@ -82,7 +82,7 @@ describe.skipIf(!stockInstalled).each<[Kind, string]>([
     const recoveries = await rowsOf("recovery", ...all(), ...QUICK, "--records", "500")
     expect(recoveries.flatMap(({ targets }) => targets[0]!.violations)).toEqual([])
     expect(recoveries[0]!.targets[0]!.samples.length).toBe(5)
-  }, 100_000)
+  }, 300_000)
 
   test("a record that somebody sets back is an error, not a slower number", async () => {
     const running = bench(
@@ -116,7 +116,7 @@ describe.skipIf(!stockInstalled).each<[Kind, string]>([
     expect(status).toBe(1)
     expect(stderr).toContain("record k went back from")
     expect(stderr).toContain("the clients counted")
-  }, 60_000)
+  }, 300_000)
 
   test.each([
     ["messages", [], "message_ring", [], /^Waiting for cluster\nRing\[0\]: [\d.]+ msgs\/sec \(\+ve=\d+ -ve=\d+\)\n$/],
@@ -159,14 +159,14 @@ describe.skipIf(!stockInstalled).each<[Kind, string]>([
       expect(result.rows[0]!.targets[0]!.violations).toEqual([])
       if (theirs !== "transaction_loop") expect(result.rows[0]!.targets[0]!.value.median).toBeGreaterThan(10)
     },
-    60_000,
+    300_000,
   )
 
   test("a generator alone gives up waiting and says who is missing", async () => {
     const { status, stderr } = await bench("g-lock", "--socket", sockets[0]!, "--nodes", "2", ...QUICK)
     expect(status).toBe(1)
     expect(stderr).toContain("no generator came on node 1")
-  }, 60_000)
+  }, 300_000)
 })
 
 test("a sandbox of its own, a report that is one page", async () => {
@@ -190,7 +190,7 @@ test("a sandbox of its own, a report that is one page", async () => {
   // Nothing is fetched from anywhere.
   expect(page).not.toMatch(/(?:src|href)=|@import|url\(/)
   expect(page).not.toMatch(/NaN|undefined|Infinity/)
-}, 60_000)
+}, 300_000)
 
 test("a daemon that is not there is an error with status 1", async () => {
   const { status, stderr } = await bench("messages", "--socket", join(directory, "nobody"), ...QUICK)

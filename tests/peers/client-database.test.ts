@@ -74,7 +74,7 @@ describe.skipIf(!stockInstalled).each(clusters)("our client on nodes on %s: %s, 
   afterAll(async () => {
     await Promise.all(clients.map((client) => client.close()))
     await cluster.end()
-  }, 60_000)
+  }, 300_000)
 
   test("attach opens each kind of database with the daemon's flags", async () => {
     const client = clients[0]!

@@ -23,13 +23,13 @@ beforeAll(async () => {
   node = await startStockNode({ base, address: "127.31.0.1", nodes: ["127.31.0.1"], tunables: ["MonitorInterval=5"] })
   await waitUntilHealthy(node)
   client = await Client.connect({ socket: node.socket, timeoutMs: 5000 })
-}, 60_000)
+}, 300_000)
 
 afterAll(async () => {
   await client?.close()
   await node?.stop()
   if (base !== undefined) rmSync(base, { recursive: true, force: true })
-}, 30_000)
+}, 300_000)
 
 async function rejection(promise: Promise<unknown>): Promise<ControlError> {
   try {
@@ -212,5 +212,5 @@ describe.skipIf(!stockInstalled)("a stock daemon that goes away", () => {
     await until("a leader's word", () => leaders.length > before)
     await own.waitForRecovery({ timeoutMs: 10_000 })
     await own.close()
-  }, 60_000)
+  }, 300_000)
 })

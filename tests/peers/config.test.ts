@@ -100,7 +100,7 @@ describe.skipIf(!installed)("ctdb-path answers as the stock program", () => {
     compare("path", ["config"], { CTDB_BASE: null })
     compare("path", ["config"], { CTDB_BASE: "" })
     compare("path", ["rundir"], { CTDB_BASE: "rel//" })
-  }, 30_000)
+  }, 300_000)
 })
 
 describe.skipIf(!installed)("ctdb-config answers as the stock program", () => {
@@ -159,7 +159,7 @@ describe.skipIf(!installed)("ctdb-config answers as the stock program", () => {
       compare("config", ["validate"])
       compare("config", ["-d", "DEBUG", "get", "CLUSTER", "cluster lock"])
       compare("config", ["-d", "DEBUG", "validate"])
-    }, 20_000)
+    }, 300_000)
   }
   test("no file", () => {
     rmSync(join(base, "ctdb.conf"))
@@ -258,7 +258,7 @@ describe.skipIf(!installed)("ctdb-config answers as the stock program", () => {
       })
       expect({ text, outcomes: expected }).toEqual({ text, outcomes: stock })
     }
-  }, 60_000)
+  }, 300_000)
 })
 
 describe.skipIf(!installed)("node lists mean the same to the stock tool", () => {

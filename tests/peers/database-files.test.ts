@@ -13,7 +13,7 @@ import { stockInstalled } from "./stock.ts"
 let cluster: MixedCluster | undefined
 afterEach(async () => {
   await cluster?.end()
-}, 30_000)
+}, 300_000)
 
 async function start(prefix: string): Promise<MixedCluster> {
   const made = new MixedCluster(prefix, ["ours"], { lock: false })
@@ -58,7 +58,7 @@ for (const [damage, spoil] of [
       await node.client(0).control("DB_SET_HEALTHY", CURRENT_NODE, dbId)
       expect(await node.client(0).control("DB_GET_HEALTH", CURRENT_NODE, dbId)).toBeNull()
     },
-    90_000,
+    300_000,
   )
 }
 

@@ -39,7 +39,7 @@ describe.each(KINDS.filter(([kind]) => kind === "ours" || stockInstalled))("%s",
     const record = await database.fetchLock(utf8.encode("held"))
     record.store(utf8.encode("value"))
     record.unlock()
-  }, 60_000)
+  }, 300_000)
   afterAll(() => cluster.end(), 60_000)
 
   /** Bytes of a control of a client to its own node. */
@@ -91,7 +91,7 @@ describe.each(KINDS.filter(([kind]) => kind === "ours" || stockInstalled))("%s",
     if (ours) expect(most).toBe(0)
     else expect(most).toBeGreaterThan(50)
     await Promise.all(clients.map((client) => client.close()))
-  }, 30_000)
+  }, 300_000)
 
   test(`row 10: 3,000 large replies that nobody reads ${ours ? "are not made" : "grow the daemon by 100 MB and more"}`, async () => {
     const { pid, socket } = node()
@@ -112,7 +112,7 @@ describe.each(KINDS.filter(([kind]) => kind === "ours" || stockInstalled))("%s",
     connection.resume()
     await waitUntil("all replies", () => replies === 3000, 20_000)
     connection.close()
-  }, 40_000)
+  }, 300_000)
 
   test(`row 16: a client that goes on sending gets its replies ${ours ? "meanwhile" : "when it makes a pause"}`, async () => {
     const COUNT = 60_000
@@ -131,7 +131,7 @@ describe.each(KINDS.filter(([kind]) => kind === "ours" || stockInstalled))("%s",
     else expect(meanwhile).toBeLessThan(0.3)
     await waitUntil("all replies", () => replies === COUNT, 20_000)
     connection.close()
-  }, 40_000)
+  }, 300_000)
 
   test(`row 20: a message right behind the registration for it ${ours ? "arrives" : "overtakes that, and is lost"}`, async () => {
     let messages = 0
@@ -197,7 +197,7 @@ describe.each(KINDS.filter(([kind]) => kind === "ours" || stockInstalled))("%s",
     expect(readFileSync(told, "utf8")).toMatch(/^\d+ RECORD \S+ MUTEX\n$/)
     expect(readFileSync(told, "utf8")).toContain(` RECORD ${path} MUTEX`)
     await client.close()
-  }, 30_000)
+  }, 300_000)
 
   // A stock node with public addresses dies of it, so this is ours alone.
   test.skipIf(!ours)(
@@ -218,7 +218,7 @@ describe.each(KINDS.filter(([kind]) => kind === "ours" || stockInstalled))("%s",
       expect(await cluster.client(1).controlStatus("PING", 1)).toBeGreaterThan(0)
       await client.close()
     },
-    30_000,
+    300_000,
   )
 
   // This ends a stock daemon, so it comes last.
@@ -257,5 +257,5 @@ describe.each(KINDS.filter(([kind]) => kind === "ours" || stockInstalled))("%s",
       expect(processExists(pid)).toBe(true)
     } else await waitUntil("the node's end", () => !processExists(pid), 10_000)
     connection.close()
-  }, 30_000)
+  }, 300_000)
 })

@@ -80,14 +80,14 @@ describe.skipIf(!stockInstalled)("the same moves", () => {
   beforeAll(async () => {
     expected = await copiesAfterMoves(await start("127.51.20.", STOCK))
     await endAll()
-  }, 60_000)
+  }, 300_000)
   afterEach(endAll, 60_000)
 
   for (const [prefix, kinds] of MIXED) {
     test(`leave the same copies on ${kinds.join(", ")} as on three stock nodes`, async () => {
       expect(expected.length).toBeGreaterThan(30)
       expect(await copiesAfterMoves(await start(prefix, kinds))).toEqual(expected)
-    }, 60_000)
+    }, 300_000)
   }
 })
 
@@ -292,7 +292,7 @@ describe.skipIf(!stockInstalled)("20 databases with 100,000 records", () => {
           expect({ pnn, name, count, wrong }).toEqual({ pnn, name, count: RECORDS, wrong: 0 })
         }
       }
-    }, 180_000)
+    }, 300_000)
   }
 })
 
@@ -303,7 +303,7 @@ describe.skipIf(!stockInstalled)("two stock nodes and one of ours, led by stock"
   beforeAll(async () => {
     cluster = await start("127.51.24.", ["ours", "stock", "stock"])
     await stockLeads()
-  }, 90_000)
+  }, 300_000)
   afterAll(endAll, 60_000)
 
   async function stockLeads(): Promise<void> {
@@ -347,7 +347,7 @@ describe.skipIf(!stockInstalled)("two stock nodes and one of ours, led by stock"
       )
       expect(seen[0]).toEqual(seen[1]!)
     }
-  }, 60_000)
+  }, 300_000)
 
   test("a stock leader recovers persistent and replicated databases of a node of ours", async () => {
     for (const [name, kind] of [
@@ -378,7 +378,7 @@ describe.skipIf(!stockInstalled)("two stock nodes and one of ours, led by stock"
       )
       expect(new Set(numbers)).toEqual(new Set(["0x5\n"]))
     }
-  }, 60_000)
+  }, 300_000)
 
   test("a node that is killed takes with it at most what its own clients wrote", async () => {
     for (const victim of [2, 0]) {
@@ -409,5 +409,5 @@ describe.skipIf(!stockInstalled)("two stock nodes and one of ours, led by stock"
       await cluster.allOk(60_000)
       expect(await total(cluster, victim, name, 5)).toBeGreaterThanOrEqual(counted)
     }
-  }, 180_000)
+  }, 300_000)
 })

@@ -33,7 +33,7 @@ beforeAll(() => {
 })
 afterAll(async () => {
   await Promise.all(clusters.map((cluster) => cluster.end()))
-}, 60_000)
+}, 300_000)
 
 const all = async (story: (cluster: MixedCluster) => Promise<void>): Promise<void> => {
   const outcomes = await Promise.allSettled(clusters.map(story))
@@ -84,7 +84,7 @@ async function lead(cluster: MixedCluster, kind: Kind): Promise<number> {
   await waitUntil(
     `leader that is ${kind}`,
     () => running(cluster).every((pnn) => cluster.kinds[cluster.leader(pnn)] === kind),
-    40_000,
+    300_000,
   )
   for (const pnn of others) await cluster.node(pnn).tool("setleaderrole", "on")
   await allOk(cluster)

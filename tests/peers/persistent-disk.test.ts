@@ -448,7 +448,7 @@ for (const [index, { what, at, until, byte, kinds, victim, log, kept }] of scrib
         await cluster.end()
       }
     },
-    90_000,
+    300_000,
   )
 }
 

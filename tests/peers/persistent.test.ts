@@ -18,7 +18,7 @@ describe.skipIf(!stockInstalled)("one cluster of both kinds", () => {
   beforeAll(async () => {
     await cluster.startTogether()
     await cluster.allOk()
-  }, 60_000)
+  }, 300_000)
   afterAll(() => cluster.end(), 60_000)
 
   test("statuses of commits and updates are stock's", async () => {
@@ -39,7 +39,7 @@ describe.skipIf(!stockInstalled)("one cluster of both kinds", () => {
       }
       await client.close()
     }
-  }, 30_000)
+  }, 300_000)
 
   test.skipIf(!canTrace)(
     "a commit is on the disk of each node after four syncs, half of stock's",
@@ -72,7 +72,7 @@ describe.skipIf(!stockInstalled)("one cluster of both kinds", () => {
       expect(ours).toBe(4 * COMMITS)
       expect(stock).toBe(8 * COMMITS)
     },
-    30_000,
+    300_000,
   )
 
   test("a client that leaves in its commit forces a recovery; all nodes have the same afterwards", async () => {
@@ -92,7 +92,7 @@ describe.skipIf(!stockInstalled)("one cluster of both kinds", () => {
     )
     await cluster.allOk()
     for (const pnn of cluster.pnns) expect(await stored(cluster, pnn, "leaver.tdb", SEQUENCE_KEY)).toBe(1)
-  }, 90_000)
+  }, 300_000)
 
   test.each(["ours", "stock"] as const)(
     "a client whose node (%s) is banned in its transaction is told, and its lock is free when the node is back",
@@ -157,6 +157,6 @@ describe.skipIf(!stockInstalled)("one cluster of both kinds", () => {
         expect((await cluster.node(pnn).tool("getdbseqnum", name)).stdout.trim()).toBe(`0x${(85).toString(16)}`)
         expect(await stored(cluster, pnn, name, key)).toBe(75)
       }
-    }, 120_000)
+    }, 300_000)
   }
 })

@@ -33,7 +33,7 @@ for (const [index, kinds] of compositions.entries()) {
     beforeAll(async () => {
       await cluster.startAll()
       await cluster.allOk()
-    }, 60_000)
+    }, 300_000)
     afterAll(() => cluster.end(), 60_000)
 
     const tool = async (pnn: number, ...words: string[]): Promise<string> => {

@@ -11,7 +11,7 @@ setDefaultTimeout(90_000)
 let cluster: MixedCluster | undefined
 afterEach(async () => {
   await cluster?.end()
-}, 30_000)
+}, 300_000)
 
 async function start(prefix: string, kinds: readonly Kind[]): Promise<void> {
   cluster = new MixedCluster(prefix, kinds, { lock: true })

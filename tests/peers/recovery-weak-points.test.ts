@@ -14,7 +14,7 @@ setDefaultTimeout(120_000)
 let cluster: MixedCluster | undefined
 afterEach(async () => {
   await cluster?.end()
-}, 30_000)
+}, 300_000)
 
 async function tool(pnn: number, ...words: string[]): Promise<string> {
   const { status, stdout, stderr } = await cluster!.node(pnn).tool("-t", "30", ...words)

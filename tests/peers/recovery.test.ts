@@ -60,7 +60,7 @@ describe.skipIf(!stockInstalled)("beside the stock helper", () => {
       startStockCluster(`127.71.${index + 1}.`, 3, { environment, tunables: TUNABLES, logLevel: "INFO", leader: 0 }),
     )
     clusters = await Promise.all(starts)
-  }, 60_000)
+  }, 300_000)
   afterAll(() => Promise.all(clusters.map((cluster) => cluster.stop())), 60_000)
 
   /** Both clusters go through the same, then hold the same. */
@@ -133,7 +133,7 @@ describe.skipIf(!stockInstalled)("as helper of stock nodes", () => {
     for (let i = 0; i < 9; i++) await tool(cluster.nodes[i % 3]!, "writekey", "v.tdb", `key ${i}`, `value ${i}`)
     for (const name of ["p.tdb", "r.tdb"]) await tool(cluster.nodes[0]!, "pstore", name, "key", "value")
     await recover(cluster.nodes[0]!)
-  }, 60_000)
+  }, 300_000)
   afterAll(() => cluster.stop(), 60_000)
 
   const first = () => cluster.nodes[0]!

@@ -192,10 +192,10 @@ const clusters = [
 
 beforeAll(async () => {
   if (installed) await Promise.all(clusters.map((samba) => samba.start()))
-}, 90_000)
+}, 300_000)
 afterAll(async () => {
   await Promise.all(clusters.map((samba) => samba.end()))
-}, 60_000)
+}, 300_000)
 
 for (const samba of clusters) {
   const name = samba.kinds.join(" and ")
@@ -214,7 +214,7 @@ for (const samba of clusters) {
       )
       expect(sequence[1]).toBe(sequence[0]!)
     },
-    60_000,
+    300_000,
   )
 
   test.skipIf(!installed)(
@@ -231,7 +231,7 @@ for (const samba of clusters) {
         expect(existsSync(`${samba.share}/file${pnn}`)).toBe(false)
       }
     },
-    60_000,
+    300_000,
   )
 
   test.skipIf(!installed)(
@@ -243,7 +243,7 @@ for (const samba of clusters) {
       expect(await samba.net(0, "conf", "import", file)).toMatchObject({ status: 0 })
       expect((await samba.net(1, "conf", "list")).output.match(/^\[many\d+\]$/gm)).toHaveLength(200)
     },
-    60_000,
+    300_000,
   )
 
   test.skipIf(!installed)(
@@ -258,7 +258,7 @@ for (const samba of clusters) {
         expect((await samba.login(pnn, "first")).output).toContain("NT_STATUS_LOGON_FAILURE")
       }
     },
-    60_000,
+    300_000,
   )
 
   test.skipIf(!installed)(
@@ -277,7 +277,7 @@ for (const samba of clusters) {
       expect(await waiter.exited).toBe(0)
       expect(await samba.locks(0)).not.toContain("name:wanted")
     },
-    90_000,
+    300_000,
   )
 
   test.skipIf(!installed)(

@@ -126,7 +126,7 @@ beforeAll(async () => {
 afterAll(async () => {
   await cluster?.stop()
   if (directory !== undefined) rmSync(directory, { recursive: true, force: true })
-}, 60_000)
+}, 300_000)
 
 describe.skipIf(!stockInstalled)("database commands beside the stock tool", () => {
   const reading = [
@@ -440,7 +440,7 @@ describe.skipIf(!stockInstalled)("database commands beside the stock tool", () =
     const stock = await run(STOCK, ["restoredb", file])
     expect(stock.stderr).toMatch(/^Node \d received 0 of 9 records\n$/)
     await waitUntil("the recovery that puts it right", recovered, 60_000)
-  }, 120_000)
+  }, 300_000)
 
   test(
     "a restore that fails half-way leaves the records as they were",
@@ -506,7 +506,7 @@ describe.skipIf(!stockInstalled)("database commands beside the stock tool", () =
     const path = join(cluster.nodes[0]!.base, "volatile", "all-vol.tdb.0")
     const { status } = await same(["tfetch", path, "k1"])
     expect(status).toBe(1)
-  }, 30_000)
+  }, 300_000)
 
   test("properties and detaching", async () => {
     await sameOnPair("st.tdb", [["setdbsticky DB"], ["-n 1 setdbsticky DB"]])

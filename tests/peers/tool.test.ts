@@ -43,12 +43,12 @@ beforeAll(async () => {
   })
   expect(build.exitCode).toBe(0)
   cluster = await startStockCluster(PREFIX, 3)
-}, 120_000)
+}, 300_000)
 
 afterAll(async () => {
   await cluster?.stop()
   if (directory !== undefined) rmSync(directory, { recursive: true, force: true })
-}, 60_000)
+}, 300_000)
 
 /** A node's environment, with or without changes. */
 const at = (node: number, changes: Environment = {}): Environment => ({
@@ -525,7 +525,7 @@ describe.skipIf(!stockInstalled)("the tool beside the stock tool", () => {
         ],
         generation,
       )
-    }, 60_000)
+    }, 300_000)
 
     test("stop and continue", async () => {
       await sameSequence(
@@ -544,7 +544,7 @@ describe.skipIf(!stockInstalled)("the tool beside the stock tool", () => {
         ],
         (text) => (/STOPPED\|INACTIVE \(THIS NODE\)/.test(text) ? lastVnnMap(text) : generation(text)),
       )
-    }, 120_000)
+    }, 300_000)
 
     test("ban and unban; a banned node asks another one", async () => {
       await sameSequence(
@@ -560,7 +560,7 @@ describe.skipIf(!stockInstalled)("the tool beside the stock tool", () => {
         ],
         generation,
       )
-    }, 120_000)
+    }, 300_000)
 
     test("recover", async () => {
       await sameSequence(
@@ -571,7 +571,7 @@ describe.skipIf(!stockInstalled)("the tool beside the stock tool", () => {
         ],
         generation,
       )
-    }, 90_000)
+    }, 300_000)
 
     test("reloadnodes: differing lists, changed addresses, new and deleted nodes", async () => {
       const write = (node: number, list: readonly string[]) =>
@@ -617,7 +617,7 @@ describe.skipIf(!stockInstalled)("the tool beside the stock tool", () => {
         everywhere([...all, `#${PREFIX}4`])
         await runTool(STOCK, ["reloadnodes"], at(0))
       }
-    }, 120_000)
+    }, 300_000)
   })
 
   describe("public addresses and tickles", () => {
@@ -697,7 +697,7 @@ describe.skipIf(!stockInstalled)("the tool beside the stock tool", () => {
         ],
         generation,
       )
-    }, 60_000)
+    }, 300_000)
 
     test("an address is added and deleted", async () => {
       await sameSequence([
@@ -706,7 +706,7 @@ describe.skipIf(!stockInstalled)("the tool beside the stock tool", () => {
         ["delip 10.41.1.9", at(0)],
         ["reloadips 1", at(0)],
       ])
-    }, 60_000)
+    }, 300_000)
 
     test("tickles by words and by lines", async () => {
       await sameSequence([
@@ -752,7 +752,7 @@ describe.skipIf(!stockInstalled)("the tool beside the stock tool", () => {
         "no addresses",
         async () => (await runTool(STOCK, ["ip", "all"], at(0))).stdout.split("\n").length === 2,
       )
-    }, 60_000)
+    }, 300_000)
   })
 
   describe("helper programs", () => {
@@ -823,7 +823,7 @@ describe.skipIf(!stockInstalled)("the tool beside the stock tool", () => {
         async () => (await runTool(STOCK, ["nodestatus", "all"], at(0))).status === 0,
         60_000,
       )
-    }, 120_000)
+    }, 300_000)
 
     test("a dead node is disconnected", async () => {
       await cluster.nodes[2]!.kill()
@@ -850,7 +850,7 @@ describe.skipIf(!stockInstalled)("the tool beside the stock tool", () => {
       ]) {
         await same(split(line), at(0), generation)
       }
-    }, 120_000)
+    }, 300_000)
 
     test("shutdown: the local daemon is waited for", async () => {
       const run = await runTool(ours, ["shutdown"], at(0))
@@ -858,7 +858,7 @@ describe.skipIf(!stockInstalled)("the tool beside the stock tool", () => {
       expect(await cluster.nodes[0]!.exited).toBe(0)
       const remote = await runTool(STOCK, ["shutdown"], at(1))
       expect(remote).toEqual(run)
-    }, 60_000)
+    }, 300_000)
   })
 })
 

@@ -18,7 +18,7 @@ beforeAll(async () => {
   if (!stockInstalled) return
   await cluster.startTogether()
   await cluster.allOk()
-}, 60_000)
+}, 300_000)
 afterAll(() => cluster.end(), 60_000)
 
 async function everywhere(name: string): Promise<Database[]> {

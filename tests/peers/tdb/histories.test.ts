@@ -229,7 +229,7 @@ test(`${HISTORIES} histories shared with libtdb on one file`, () => {
       expect(said).toContain("Database integrity is OK")
     }
   }
-}, 240_000)
+}, 300_000)
 
 test("the same history gives the same bytes as libtdb", () => {
   const rounds = soak ? 2000 : 120
@@ -264,4 +264,4 @@ test("the same history gives the same bytes as libtdb", () => {
     }
     for (const path of paths) unlinkSync(path)
   }
-}, 120_000)
+}, 300_000)

@@ -96,7 +96,7 @@ test("64 MB replaced in one synced transaction: the loop turns throughout, and l
   expect(await peer.call("fetch", "record 7")).toBe(String.fromCharCode(3).repeat(SIZE))
   await peer.kill()
   db.close()
-}, 60_000)
+}, 300_000)
 
 test("a commit waits for a reader while the loop turns", async () => {
   const path = newPath()
@@ -125,7 +125,7 @@ test("a commit waits for a reader while the loop turns", async () => {
   expect(await peer.call("fetch", "b")).toBe("x")
   await peer.kill()
   db.close()
-}, 60_000)
+}, 300_000)
 
 test("while it runs nobody opens the file, even if the handle takes no locks; finish ends it at once", () => {
   const path = newPath()
@@ -162,7 +162,7 @@ test("while it runs nobody opens the file, even if the handle takes no locks; fi
   expect(check(other).ok).toBe(true)
   other.close()
   db.close()
-}, 60_000)
+}, 300_000)
 
 test("no piece of a commit copies more than a megabyte", () => {
   const path = newPath()
@@ -194,7 +194,7 @@ test("no piece of a commit copies more than a megabyte", () => {
     expect(marks(db)).toEqual(new Set([mark]))
   }
   db.close()
-}, 60_000)
+}, 300_000)
 
 test("a handle that is closed in the middle has committed", async () => {
   const path = newPath()
@@ -213,7 +213,7 @@ test("a handle that is closed in the middle has committed", async () => {
   expect(marks(again)).toEqual(new Set([1]))
   expect(check(again).ok).toBe(true)
   again.close()
-}, 60_000)
+}, 300_000)
 
 /** A file of RECORDS records with mark 1, as a kill in the middle of a commit of mark 2 leaves it. */
 function halfCommitted(path: string): void {
@@ -272,7 +272,7 @@ test("a large commit that somebody died in is undone between turns of the loop, 
   expect(await peer.call("store", "record 3", "theirs")).toBe(0)
   await peer.kill()
   db.close()
-}, 60_000)
+}, 300_000)
 
 test("a handle that is closed before and during such a repair leaves a file that the next one repairs", async () => {
   const dead = newPath()
@@ -296,7 +296,7 @@ test("a handle that is closed before and during such a repair leaves a file that
     expect(check(again).findings.map(String)).toEqual([])
     again.close()
   }
-}, 60_000)
+}, 300_000)
 
 test("a commit whose recovery record is broken: whoever waits is told, and nobody loops", async () => {
   const path = newPath()
@@ -314,4 +314,4 @@ test("a commit whose recovery record is broken: whoever waits is told, and nobod
   })
   expect(error?.code).toBe("CORRUPT")
   db.close()
-}, 60_000)
+}, 300_000)
