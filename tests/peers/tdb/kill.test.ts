@@ -11,7 +11,7 @@ import { check, openTdb, type Tdb } from "../../../lib/tdb/tdb.ts"
 import { firstSeed, Random, soak } from "../../tdb/random.ts"
 
 const folder = mkdtempSync(join(tmpdir(), "ctdb-kill-"))
-afterAll(() => { if (!process.env.KEEP) rmSync(folder, { recursive: true, force: true }) })
+afterAll(() => rmSync(folder, { recursive: true, force: true }))
 const torture = join(import.meta.dir, "torture.ts")
 const KILLS = soak ? 2000 : 80
 
