@@ -27,6 +27,7 @@ import {
 } from "../lib/protocol/packet.ts"
 import type { Word64 } from "../lib/protocol/word64.ts"
 import { ZERO64 } from "../lib/protocol/word64.ts"
+import { dropBuffer } from "../lib/sys/memory.ts"
 import type { Keepalive } from "./cluster/keepalive.ts"
 import type { Links } from "./cluster/links.ts"
 import type { Complaints } from "./complaints.ts"
@@ -257,6 +258,7 @@ export class Router {
 
   private receiveFromSelf(packet: Uint8Array): void {
     this.receive(packet, undefined)
+    dropBuffer(packet)
   }
 
   private receive(bytes: Uint8Array, peer: NodeEntry | undefined): void {

@@ -9,7 +9,7 @@ import { readU32, writeU32 } from "../../lib/protocol/header.ts"
 import { LTDB_HEADER_SIZE, type PulldbExt, REC_DATA_HEAD } from "../../lib/protocol/structs.ts"
 import type { Word64 } from "../../lib/protocol/word64.ts"
 import { SysError } from "../../lib/sys/errno.ts"
-import { copyBytes } from "../../lib/sys/memory.ts"
+import { copyBytes, dropBuffer } from "../../lib/sys/memory.ts"
 import { TdbError, Walk } from "../../lib/tdb/tdb.ts"
 import type { NodeEnvironment } from "../environment.ts"
 import type { Answer, Router } from "../routing.ts"
@@ -321,6 +321,7 @@ export class Push implements Passage {
       }
       // One that failed has emptied the queue.
       if (this.queue.shift() !== undefined) this.queuedBytes -= buffer.length
+      dropBuffer(buffer)
     }
     if (this.confirm === undefined) return
     this.end()

@@ -3,7 +3,7 @@
 // packets mean is nobody's here.
 
 import type { Socket, SocketHandler, TCPSocketConnectOptions } from "bun"
-import { droppedBytes } from "../sys/memory.ts"
+import { dropBuffer } from "../sys/memory.ts"
 import { receive } from "../sys/socket.ts"
 import { type PacketConnection, type PacketHandler, Priority } from "./ports.ts"
 import { Found, PacketReader, type ReaderLimits } from "./reader.ts"
@@ -179,7 +179,6 @@ export class SocketConnection implements PacketConnection, UrgentTaker {
       this.end("data on a connection that is only written to")
       return
     }
-    droppedBytes(chunk.length)
     this.reader.push(chunk)
     if (this.reader.unreadBytes > READ_BACKLOG) this.pauseSocket()
     if (this.waitsForTurn || this.handler === undefined || this.pausedByOwner) return
@@ -316,6 +315,7 @@ export class SocketConnection implements PacketConnection, UrgentTaker {
         filled += packet.length
         count++
         queue.drop()
+        dropBuffer(packet)
       }
     }
     return this.write(scratch, filled, count)
@@ -327,15 +327,15 @@ export class SocketConnection implements PacketConnection, UrgentTaker {
       this.end("write failed")
       return -1
     }
-    droppedBytes(written)
     this.queuedBytes -= written
     if (written === length) {
       this.queuedPackets -= packets
+      if (bytes !== scratch) dropBuffer(bytes)
       return written
     }
     this.blocked = true
-    this.started = bytes === scratch ? bytes.slice(written, length) : bytes.subarray(written)
-    this.startedAt = 0
+    this.started = bytes === scratch ? bytes.slice(written, length) : bytes
+    this.startedAt = bytes === scratch ? 0 : written
     this.startedPackets = packets
     return written
   }
@@ -348,13 +348,13 @@ export class SocketConnection implements PacketConnection, UrgentTaker {
       this.end("write failed")
       return -1
     }
-    droppedBytes(written)
     this.queuedBytes -= written
     this.startedAt += written
     if (written < length) this.blocked = true
     else {
       this.queuedPackets -= this.startedPackets
       this.started = undefined
+      dropBuffer(started)
     }
     return written
   }

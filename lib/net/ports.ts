@@ -35,7 +35,8 @@ export interface PacketConnection {
   /** The class whose turns it reads in. May be changed at any time. */
   readPriority: Priority
   /**
-   * Queues one whole packet. The bytes belong to the connection from now on: the caller must not change them.
+   * Queues one whole packet. The bytes belong to the connection from now on: the caller must not change them, and of a large packet
+   * nothing is left when it is written.
    * Everything queued in one loop turn leaves in one write. After close() it is dropped silently.
    */
   send(packet: Uint8Array, priority?: Priority): void

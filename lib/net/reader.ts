@@ -5,6 +5,7 @@
 import { HEADER_SIZE } from "../protocol/constants.ts"
 import { checkHeader, HeaderFault } from "../protocol/framing.ts"
 import { readU32 } from "../protocol/header.ts"
+import { dropBuffer } from "../sys/memory.ts"
 
 /** Largest gathering buffer that is kept for the next split packet; larger ones are given back at once (bytes). */
 const KEPT_BUFFER_SIZE = 65536
@@ -46,6 +47,8 @@ export class PacketReader {
   private waitingHead = 0
   private chunk: Uint8Array = NO_BYTES
   private at = 0
+  /** A chunk that is read to its end; what next() has found last may still be a view of it. */
+  private spent: Uint8Array | undefined
   /** Start of a packet whose rest has not come, `gathered` bytes of it. */
   private gather: Uint8Array = NO_BYTES
   private gathered = 0
@@ -73,6 +76,7 @@ export class PacketReader {
   }
 
   next(): Found {
+    this.dropSpent()
     if (this.gathered === 0) {
       // The common case: a whole packet in the chunk at hand.
       const { chunk, at } = this
@@ -180,6 +184,9 @@ export class PacketReader {
     this.bufferedBytes -= count
     if (this.at < this.chunk.length) return
     this.at = 0
+    // The one before was read to its end by gathering, and nothing shows it.
+    this.dropSpent()
+    this.spent = this.chunk
     if (this.waitingHead === this.waiting.length) {
       this.chunk = NO_BYTES
       return
@@ -190,6 +197,13 @@ export class PacketReader {
       this.waiting.length = 0
       this.waitingHead = 0
     }
+  }
+
+  private dropSpent(): void {
+    if (this.spent === undefined) return
+    const { spent } = this
+    this.spent = undefined
+    dropBuffer(spent)
   }
 
   /** Looks at as much of the header as the length allows, and sets reason, canSkip and badLength if it can't be right. */

@@ -210,14 +210,22 @@ export function readInt16(address: number): number {
 
 /** Buffers that were used once and dropped are collected after so many bytes. */
 const COLLECT_BYTES = 32 << 20
+/** Smaller buffers are not worth the call that gives them back (bytes). */
+const GIVEN_BACK_BYTES = 16 << 10
 let dropped_bytes = 0
 
 /**
- * So many bytes of buffers, received or sent, were used and dropped. The runtime takes views of mapped files for memory of its own, and lets as much again
- * pile up before it collects by itself.
+ * A buffer, received or sent, was used and is dropped. A large one that has its memory for itself is empty from now on, for whoever still has it:
+ * the memory is free at once, for the next one, and not when the runtime collects. That takes views of mapped files for memory of its own, and lets as
+ * much again pile up; so it is made to collect after many small ones.
  */
-export function droppedBytes(bytes: number): void {
-  dropped_bytes += bytes
+export function dropBuffer(bytes: Uint8Array): void {
+  if (bytes.length >= GIVEN_BACK_BYTES && bytes.length === bytes.buffer.byteLength) {
+    // A shared one is nobody's to give back, and never a packet.
+    ;(bytes.buffer as ArrayBuffer).transfer(0)
+    return
+  }
+  dropped_bytes += bytes.length
   if (dropped_bytes < COLLECT_BYTES) return
   dropped_bytes = 0
   Bun.gc(false)

@@ -155,6 +155,38 @@ describe("packets over a real socket", () => {
   })
 })
 
+test("passing on much takes little memory, however much the runtime believes to be in use", async () => {
+  // Counted as memory, as views of database files are, and never touched.
+  const script = `
+    import { readFileSync } from "node:fs"
+    import { listenUnix, connectUnix } from ${JSON.stringify(require.resolve("../../lib/net/unix.ts"))}
+    import { packetOf } from ${JSON.stringify(require.resolve("./streams.ts"))}
+    const mapped = Array.from({ length: 4 }, () => new ArrayBuffer(2 ** 30))
+    const used = () => Number(/RssAnon:\\s*(\\d+) kB/.exec(readFileSync("/proc/self/status", "utf8"))[1]) * 1024
+    const silent = { onPacket() {}, onBadHeader: () => "close", onClose() {} }
+    const SIZE = 60_000, COUNT = 6000
+    let got = 0, sent = 0, most = 0
+    const before = used()
+    const send = () => {
+      while (sent < COUNT && sent - got < 32) client.send(packetOf(SIZE, sent++))
+    }
+    listenUnix(process.argv.at(-1), { mode: 0o700, backlog: 10, onAccept: () => ({ ...silent, onPacket() {
+      if (++got % 50 === 0) most = Math.max(most, used() - before)
+      if (got < COUNT) return send()
+      console.log(most, mapped.length)
+      process.exit(0)
+    } }) })
+    const client = connectUnix(process.argv.at(-1), silent)
+    send()`
+  using directory = temporaryDirectory()
+  const child = Bun.spawnSync(["bun", "-e", script, directory.file("socket")])
+  const [most] = child.stdout.toString().split(" ").map(Number)
+  expect(child.stderr.toString()).toBe("")
+  // 32 packets on the way, in sockets and buffers, and the runtime's own.
+  expect(most).toBeGreaterThan(0)
+  expect(most).toBeLessThan(40e6)
+})
+
 describe("a peer that does not read", () => {
   test("makes the queue grow to its bound and then ends the connection, with memory bounded", async () => {
     const limit = 8 * 1024 * 1024

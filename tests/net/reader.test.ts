@@ -80,6 +80,33 @@ describe("packets", () => {
     expect(Buffer.compare(found[1] as Uint8Array, large)).toBe(0)
   })
 
+  test("give a large chunk's memory back when the last of them is done with, and not before", () => {
+    const [one, two, three] = [packetOf(20_000, 1), packetOf(20_000, 2), packetOf(20_000, 3)]
+    const first = concat(one, two.subarray(0, 100))
+    const second = concat(two.subarray(100), three)
+    const reader = new PacketReader(UNIX)
+    reader.push(first)
+    reader.push(second)
+    for (const [packet, left] of [
+      [one, [20_100, 39_900]],
+      [two, [20_100, 39_900]],
+      [three, [0, 39_900]],
+    ] as const) {
+      expect(reader.next()).toBe(Found.PACKET)
+      expect(Buffer.compare(reader.packet, packet)).toBe(0)
+      expect([first.length, second.length]).toEqual([...left])
+    }
+    expect(reader.next()).toBe(Found.NEED_MORE)
+    expect([first.length, second.length]).toEqual([0, 0])
+  })
+
+  test("leave the memory of a chunk that is part of something larger alone", () => {
+    const whole = concat(packetOf(20_000, 1), packetOf(20_000, 2))
+    const found = readAll(UNIX, [whole.subarray(0, 20_000), whole.subarray(20_000)])
+    expect(found.map((packet) => markOf(packet as Uint8Array))).toEqual([1, 2])
+    expect(whole.length).toBe(40_000)
+  })
+
   test("count as buffered until they are handed out", () => {
     const reader = new PacketReader(UNIX)
     const bytes = concat(packetOf(100, 1), packetOf(100, 2))
@@ -172,14 +199,16 @@ test("random streams in random chunks give the packets that went in (seeds 1 to 
       state = (Math.imul(state, 1664525) + 1013904223) >>> 0
       return Math.floor((state / 0x100000000) * below)
     }
+    // Every third has chunks large enough for their memory to be given back.
+    const scale = seed % 3 === 0 ? 30 : 1
     const packets = Array.from({ length: 1 + random(20) }, (_, i) =>
-      packetOf(random(4) === 0 ? 32 + random(5000) : 32 + random(64), i),
+      packetOf(random(4) === 0 ? 32 + random(5000 * scale) : 32 + random(64 * scale), i),
     )
     const bytes = concat(...packets)
     const chunks: Uint8Array[] = []
     for (let at = 0; at < bytes.length; ) {
-      const size = 1 + (random(3) === 0 ? random(3) : random(3000))
-      chunks.push(bytes.subarray(at, at + size))
+      const size = 1 + (random(3) === 0 ? random(3) : random(3000 * scale))
+      chunks.push(bytes.slice(at, at + size))
       at += size
     }
     const found = readAll(UNIX, chunks)
