@@ -134,7 +134,7 @@ describe.skipIf(!stockInstalled)("one cluster of both kinds", () => {
       const stockTool = async () => {
         let done = 0
         for (let i = 0; i < 10; i++) {
-          const { status } = await cluster.node(i % 3).tool("pstore", name, `stock ${i}`, "x")
+          const { status } = await cluster.node(i % 3).tool("-t", "120", "pstore", name, `stock ${i}`, "x")
           if (status === 0) done++
         }
         return done
