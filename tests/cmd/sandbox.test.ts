@@ -109,8 +109,8 @@ test.each([
       const decoder = new TextDecoder()
       for await (const chunk of child.stdout) said += decoder.decode(chunk, { stream: true })
     })()
-    await waitUntil("all nodes well", () => (said.match(/ OK +RUNNING/g) ?? []).length >= 3, 40_000)
-    if (loads) await waitUntil("the check", () => said.includes("Counter check: exact ("), 20_000)
+    await waitUntil("all nodes well", () => (said.match(/ OK +RUNNING/g) ?? []).length >= 3, 60_000)
+    if (loads) await waitUntil("the check", () => said.includes("Counter check: exact ("), 60_000)
     const pids = [0, 1, 2].map((pnn) => pidIn(directory, `node.${pnn}`, "run", "ctdbd.pid"))
     if (loads) pids.push(pidIn(directory, "load.pid"))
     else expect(readReport(directory)).toBeUndefined()
@@ -139,7 +139,7 @@ test(
     ]
     child.kill("SIGKILL")
     await child.exited
-    await waitUntil("nothing of it running", () => !pids.some(processExists), 20_000)
+    await waitUntil("nothing of it running", () => !pids.some(processExists), 60_000)
   },
   TIMEOUT_MS,
 )

@@ -426,7 +426,7 @@ test("data on the connection that a node opened ends it, and brings no storm of 
   })
   const lines = await logged(async () => {
     await new Promise<void>((resolve) => server.listen(PORT, PEER, resolve))
-    await waitUntil("several rounds of connections", () => accepted.length >= 9, 20_000)
+    await waitUntil("several rounds of connections", () => accepted.length >= 9, 60_000)
     await new Promise<void>((resolve) => server.close(() => resolve()))
   })
   // Three nodes, each once a second.

@@ -152,7 +152,7 @@ describe.skipIf(!stockInstalled)("nine client processes", () => {
         for (const pnn of cluster.pnns) {
           if (kinds[pnn] !== leader) expect((await cluster.node(pnn).tool("setleaderrole", "off")).status).toBe(0)
         }
-        await waitUntil(`a leader of kind ${leader}`, () => kinds[cluster.leader(0)] === leader, 40_000)
+        await waitUntil(`a leader of kind ${leader}`, () => kinds[cluster.leader(0)] === leader, 60_000)
         await cluster.allOk()
         const databases = [
           ["hot.tdb", 1],
@@ -241,7 +241,7 @@ describe.skipIf(!stockInstalled)("20 databases with 100,000 records", () => {
       // Half of the records on either follower, which are both of the other kind.
       const followers = [0, 2]
       for (const pnn of followers) expect((await cluster.node(pnn).tool("setleaderrole", "off")).status).toBe(0)
-      await waitUntil("the leader", () => cluster.leader(0) === 1, 40_000)
+      await waitUntil("the leader", () => cluster.leader(0) === 1, 60_000)
       await cluster.allOk()
       const names = Array.from({ length: DATABASES }, (_, n) => `many-${n}.tdb`)
       for (const name of names) {
@@ -308,7 +308,7 @@ describe.skipIf(!stockInstalled)("two stock nodes and one of ours, led by stock"
 
   async function stockLeads(): Promise<void> {
     await cluster.node(0).tool("setleaderrole", "off")
-    await waitUntil("stock leader", () => cluster.leader(0) > 0 && cluster.leader(0) < 3, 40_000)
+    await waitUntil("stock leader", () => cluster.leader(0) > 0 && cluster.leader(0) < 3, 60_000)
     await cluster.allOk()
   }
 
@@ -318,7 +318,7 @@ describe.skipIf(!stockInstalled)("two stock nodes and one of ours, led by stock"
     const before = await generation(1)
     const outcome = await cluster.node(1).tool("recover")
     expect(outcome.status).toBe(0)
-    await waitUntil("new generation", async () => (await generation(1)) !== before, 30_000)
+    await waitUntil("new generation", async () => (await generation(1)) !== before, 60_000)
     await cluster.allOk()
   }
 

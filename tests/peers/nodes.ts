@@ -247,7 +247,7 @@ export class MixedCluster {
   }
 
   /** Waits until everybody agrees on the expected. Resolves with the time that took (ms). */
-  async settled(expected: Expected, timeoutMs = 40_000): Promise<number> {
+  async settled(expected: Expected, timeoutMs = 90_000): Promise<number> {
     const started = performance.now()
     let why: string | undefined
     try {

@@ -51,7 +51,7 @@ async function startAgain(cluster: MixedCluster, pnn: number): Promise<void> {
   const pidfile = `${cluster.base(pnn)}/run/eventd.pid`
   if (cluster.kinds[pnn] === "stock" && existsSync(pidfile)) {
     const pid = Number.parseInt(readFileSync(pidfile, "utf8"), 10)
-    await waitUntil("the old event daemon to end", () => Promise.resolve(!existsSync(`/proc/${pid}`)), 30_000)
+    await waitUntil("the old event daemon to end", () => Promise.resolve(!existsSync(`/proc/${pid}`)), 60_000)
   }
   await cluster.start(pnn)
 }

@@ -93,11 +93,11 @@ describe.skipIf(!stockInstalled)("beside the stock helper", () => {
   test("a node is stopped, misses writes, and comes back", async () => {
     await alike([0, 1, 2], async (nodes) => {
       await tool(nodes[2]!, "stop")
-      await waitUntil("recovery without it", async () => (await generation(nodes[0]!)) !== "", 30_000)
+      await waitUntil("recovery without it", async () => (await generation(nodes[0]!)) !== "", 60_000)
       for (let i = 0; i < 8; i++) await tool(nodes[i % 2]!, "writekey", "v.tdb", `key ${i}`, `without ${i}`)
       for (const name of ["p.tdb", "r.tdb"]) await tool(nodes[0]!, "pstore", name, "late", "value")
       await tool(nodes[2]!, "continue")
-      await waitUntil("recovery with it", async () => (await generation(nodes[2]!)) !== "", 30_000)
+      await waitUntil("recovery with it", async () => (await generation(nodes[2]!)) !== "", 60_000)
     })
   })
 
@@ -239,11 +239,11 @@ describe.skipIf(!stockInstalled)("as helper of stock nodes", () => {
     writeFileSync(plan, JSON.stringify([{ control: "DB_TRANSACTION_COMMIT", node: 2, how: "refuse", times: 100 }]))
     await first().tool("recover")
     await waitUntil("the ban", async () => /pnn:2 .*BANNED/.test((await first().tool("status")).stdout), 60_000)
-    await waitUntil("recovery without it", async () => (await generation(first())) !== "", 30_000)
+    await waitUntil("recovery without it", async () => (await generation(first())) !== "", 60_000)
     rmSync(plan)
     expect(await tool(first(), "readkey", "v.tdb", "key 1")).toMatch(/value 1/)
     await tool(cluster.nodes[2]!, "unban")
-    await waitUntil("recovery with it", async () => (await generation(cluster.nodes[2]!)) !== "", 30_000)
+    await waitUntil("recovery with it", async () => (await generation(cluster.nodes[2]!)) !== "", 60_000)
     await expectIntact()
   })
 })
@@ -260,7 +260,7 @@ test.skipIf(!stockInstalled)("diverged persistent copies: the loser's records ar
       tunables: TUNABLES,
       environment,
     })
-  const normal = (node: StockNode) => waitUntil("recovery", async () => (await generation(node)) !== "", 30_000)
+  const normal = (node: StockNode) => waitUntil("recovery", async () => (await generation(node)) !== "", 60_000)
   // Two histories: each node commits while it does not know of the other.
   for (const pnn of [0, 1]) {
     const node = await start(pnn, true)

@@ -98,7 +98,7 @@ force user = root
       this.smbds[pnn] = Bun.spawn(words, { stdin: "ignore", stdout: "ignore", stderr: "ignore" })
     }
     for (const pnn of this.cluster.pnns) {
-      await waitUntil(`smbd of node ${pnn}`, async () => (await this.client(pnn, "ls")).status === 0, 30_000)
+      await waitUntil(`smbd of node ${pnn}`, async () => (await this.client(pnn, "ls")).status === 0, 60_000)
     }
   }
 
@@ -267,12 +267,12 @@ for (const samba of clusters) {
       const line = (role: string, pnn: number, type: string) =>
         new RegExp(`^name:wanted ${role}:${pnn}:\\d+ type:${type} .*format:samba$`, "m")
       const holder = samba.holdLock(1, "wanted")
-      await waitUntil("the lock", async () => line("holder", 1, "write").test(await samba.locks(0)), 20_000)
+      await waitUntil("the lock", async () => line("holder", 1, "write").test(await samba.locks(0)), 60_000)
       const waiter = samba.holdLock(0, "wanted")
-      await waitUntil("the waiter", async () => line("waiter", 0, "unknown").test(await samba.locks(1)), 20_000)
+      await waitUntil("the waiter", async () => line("waiter", 0, "unknown").test(await samba.locks(1)), 60_000)
       holder.stdin.end()
       expect(await holder.exited).toBe(0)
-      await waitUntil("the waiter's turn", async () => line("holder", 0, "write").test(await samba.locks(1)), 20_000)
+      await waitUntil("the waiter's turn", async () => line("holder", 0, "write").test(await samba.locks(1)), 60_000)
       waiter.stdin.end()
       expect(await waiter.exited).toBe(0)
       expect(await samba.locks(0)).not.toContain("name:wanted")
@@ -286,10 +286,10 @@ for (const samba of clusters) {
       writeFileSync(`${samba.share}/held`, "held")
       const file = OpenFile.open(samba.unc(1), "held")
       try {
-        await waitUntil("the open file", async () => (await samba.smbstatus(1)).output.includes("held"), 20_000)
+        await waitUntil("the open file", async () => (await samba.smbstatus(1)).output.includes("held"), 60_000)
         expect((await samba.client(0, "del held")).output).toContain("NT_STATUS_SHARING_VIOLATION")
         const orphan = samba.holdLock(1, "orphan")
-        await waitUntil("the lock", async () => /^name:orphan holder:1:/m.test(await samba.locks(0)), 20_000)
+        await waitUntil("the lock", async () => /^name:orphan holder:1:/m.test(await samba.locks(0)), 60_000)
         for (const pnn of [0, 1]) expect((await samba.smbstatus(pnn)).output).toContain("held")
         await samba.cluster.kill(1)
         await samba.smbdExited(1)
@@ -303,7 +303,7 @@ for (const samba of clusters) {
         expect((await samba.smbstatus(0)).output).not.toContain("held")
         // The same for a g_lock: whoever wants it next has it.
         const next = samba.holdLock(0, "orphan")
-        await waitUntil("its next holder", async () => /^name:orphan holder:0:/m.test(await samba.locks(0)), 20_000)
+        await waitUntil("its next holder", async () => /^name:orphan holder:0:/m.test(await samba.locks(0)), 60_000)
         next.stdin.end()
         expect(await next.exited).toBe(0)
         orphan.kill()

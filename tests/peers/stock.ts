@@ -59,7 +59,7 @@ export interface StockNode {
 export async function waitUntil(
   what: string,
   condition: () => boolean | Promise<boolean>,
-  timeoutMs = 15_000,
+  timeoutMs = 60_000,
 ): Promise<void> {
   const deadline = performance.now() + timeoutMs
   while (!(await condition())) {
@@ -193,7 +193,7 @@ export async function startNode(options: StockOptions, program: NodeProgram): Pr
 }
 
 /** Waits until the stock tool finds the node's recovery mode NORMAL and its own flags OK. */
-export async function waitUntilHealthy(node: StockNode, timeoutMs = 30_000): Promise<void> {
+export async function waitUntilHealthy(node: StockNode, timeoutMs = 90_000): Promise<void> {
   await waitUntil(
     `healthy node in ${node.base}`,
     async () =>

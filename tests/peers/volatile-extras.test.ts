@@ -167,7 +167,7 @@ test.skipIf(!stockInstalled)(
     cluster.node(3).pause()
     try {
       await cluster.client(0).control("TRAVERSE_START", CURRENT_NODE, { dbId: databases[0]!.id, reqid: 7, srvid })
-      await waitUntil("the end of the traverse", () => Promise.resolve(end !== undefined), 10_000)
+      await waitUntil("the end of the traverse", () => Promise.resolve(end !== undefined), 60_000)
     } finally {
       cluster.node(3).resume()
     }
