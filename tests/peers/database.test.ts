@@ -213,7 +213,7 @@ describe.skipIf(!stockInstalled)("nine client processes", () => {
         await waitUntil("vacuuming has emptied the database", async () => (await left()) === 0, 60_000)
         console.log(
           `${kinds}: ${sum(hot)} counted on one key, ${sum(many)} on 50, ${sum(churned)} records came and went, ` +
-            `the stock tool wrote ${writes} times; ${recoveries} recoveries, ${freezes} freezes`,
+            `${recoveries} recoveries, ${freezes} freezes`,
         )
       },
       COUNT_MS + 180_000,
