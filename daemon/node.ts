@@ -203,18 +203,27 @@ export class Node {
     }
     state.generation = INVALID_GENERATION
     state.vnnMap = state.nodes.filter((node) => (node.flags & NodeFlag.DELETED) === 0).map((node) => node.pnn)
-    try {
-      this.databases.attachPersistent()
-    } catch (error) {
+    const failed = (error: unknown) => {
       environment.log.error(`Failed to attach to databases: ${error instanceof Error ? error.message : String(error)}`)
       this.fail(new StartError("Failed to attach to databases", ABORT_STATUS))
-      return
     }
-    this.freeze.freeze((ok) => {
+    const attached = (error: unknown) => {
       if (state.shuttingDown) return
-      if (ok) this.serve()
-      else this.fail(new StartError("Failed to get initial freeze", ABORT_STATUS))
-    })
+      if (error !== null) {
+        failed(error)
+        return
+      }
+      this.freeze.freeze((ok) => {
+        if (state.shuttingDown) return
+        if (ok) this.serve()
+        else this.fail(new StartError("Failed to get initial freeze", ABORT_STATUS))
+      })
+    }
+    try {
+      this.databases.attachPersistent(attached)
+    } catch (error) {
+      failed(error)
+    }
   }
 
   private serve(): void {

@@ -46,6 +46,8 @@ export interface LinkEvents {
 export class Links {
   private links: (Link | undefined)[] = []
   private listener: Listener | undefined
+  /** This node connects to others, and connects again. */
+  private connecting = false
   private stopped = false
 
   constructor(
@@ -70,6 +72,7 @@ export class Links {
 
   /** Starts connecting to every other node that is not deleted. */
   connectAll(): void {
+    this.connecting = true
     for (const link of this.links) if (link !== undefined && link.outgoing === undefined) this.connect(link)
   }
 
@@ -257,7 +260,7 @@ export class Links {
       )
       this.events.onDisconnected(node)
     }
-    if (this.links[node.pnn] !== link) return
+    if (!this.connecting || this.links[node.pnn] !== link) return
     if (stable) this.connect(link)
     else this.retryLater(link)
   }

@@ -85,6 +85,8 @@ function openDatabase(
       openFlags: constants.O_RDWR | constants.O_CREAT,
       mode: FILE_MODE,
       maxDead,
+      // Whoever attaches checks the file, which does it between turns of the loop.
+      leaveRecovery: kind === "persistent",
     })
   let tdb = open()
   if (kind !== "persistent" && !isEmpty(tdb)) {

@@ -88,7 +88,8 @@ export interface OpenParameters {
 export interface DatabaseFiles {
   /**
    * Opens or creates a database's file. A volatile or replicated one is empty afterwards, even if a program that outlived
-   * an earlier daemon still has the old file. @throws TdbError, SysError
+   * an earlier daemon still has the old file. A persistent one is as it was left: it is not to be read before it was checked.
+   * @throws TdbError, SysError
    */
   open(parameters: OpenParameters): OpenedFile
   /** The names of the persistent databases of that node that have a file. */

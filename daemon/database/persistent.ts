@@ -7,6 +7,7 @@ import type { Timer } from "../../lib/net/ports.ts"
 import { decode } from "../../lib/protocol/codec.ts"
 import { RecordFlag, RecoveryMode } from "../../lib/protocol/constants.ts"
 import { controls } from "../../lib/protocol/controls.ts"
+import { readU32 } from "../../lib/protocol/header.ts"
 import {
   LTDB_HEADER_SIZE,
   type PushRecordData,
@@ -202,7 +203,10 @@ export class Persistent {
 
   /** Answers UPDATE_RECORD; `bytes` is the request as it came, valid only during the call. */
   updateRecord(bytes: Uint8Array, answer: Answer): void {
-    this.update(bytes.slice(), answer)
+    const own = bytes.slice()
+    // The node that commits may have attached the database before this one: its file is checked first.
+    if (own.length < 4) this.update(own, answer)
+    else this.databases.whenAttached(readU32(own, 0), () => this.update(own, answer))
   }
 
   private update(bytes: Uint8Array, answer: Answer): void {

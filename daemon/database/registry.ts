@@ -19,13 +19,13 @@ import type { AlikeRetain } from "../../lib/protocol/own-structs.ts"
 import type { DbidMap, PulldbExt, Transdb } from "../../lib/protocol/structs.ts"
 import { LTDB_HEADER_SIZE } from "../../lib/protocol/structs.ts"
 import { SysError } from "../../lib/sys/errno.ts"
-import { check, TdbError } from "../../lib/tdb/tdb.ts"
+import { checkInPieces, TdbError, type Underway } from "../../lib/tdb/tdb.ts"
 import type { NodeEnvironment } from "../environment.ts"
 import type { Answer, LocalClient, Router } from "../routing.ts"
 import { isActive, type NodeState } from "../state.ts"
 import { Digest, GROUPS, Retain, sketch } from "./alike.ts"
 import { Database } from "./database.ts"
-import type { DatabaseKind } from "./files.ts"
+import type { DatabaseKind, OpenedFile } from "./files.ts"
 import type { NodeFreeze } from "./freeze.ts"
 import { Health } from "./health.ts"
 import { Push, pull } from "./pull-push.ts"
@@ -59,6 +59,15 @@ interface DeferredAttach {
   readonly timer: Timer
 }
 
+/** A file of a persistent database that is being checked, before the database is one of this node's. */
+interface Attaching {
+  readonly name: string
+  readonly file: OpenedFile
+  /** Who waits for the end, in the order in which they came: told what went wrong, or null. */
+  readonly waiting: ((error: unknown) => void)[]
+  checking: Underway | undefined
+}
+
 /** A file that can't be used, and why. */
 export class AttachError extends Error {
   override readonly name = "AttachError"
@@ -71,6 +80,7 @@ interface SeqnumWatch {
 
 export class Databases {
   private readonly byId = new Map<number, Database>()
+  private readonly attaching = new Map<number, Attaching>()
   private readonly deferred = new Set<DeferredAttach>()
   private readonly pushes = new Map<Database, Push>()
   private readonly seqnums = new Map<Database, SeqnumWatch>()
@@ -104,28 +114,51 @@ export class Databases {
 
   // ---- attach --------------------------------------------------------------------------------------------------
 
-  /** Attaches what lies in the persistent directory; a damaged file is set aside, and its database starts empty and marked. */
-  attachPersistent(): void {
+  /**
+   * Attaches what lies in the persistent directory, one file after the other; a damaged file is set aside, and its database starts empty and
+   * marked. `done` in this turn or a later one, with what went wrong or null. @throws Error
+   */
+  attachPersistent(done: (error: unknown) => void): void {
     const { environment, state } = this
     const health = new Health(environment, state.pnn)
     health.open()
     this.health = health
-    for (const name of environment.databases.persistentNames(state.pnn)) {
-      let database: Database
-      try {
-        database = this.attachLocal(name, "persistent")
-      } catch (error) {
-        if (!(error instanceof TdbError || error instanceof AttachError)) throw error
-        const aside = environment.databases.setAside(name, state.pnn)
-        environment.log.error(
-          `Persistent database ${name} is damaged and was set aside as ${aside}: ${error.message}. ` +
-            "It starts empty and unhealthy, until a recovery with another healthy node fills it",
-        )
-        database = this.attachLocal(name, "persistent")
-        health.set(name, `ERROR - Backup of corrupted TDB in '${aside}'`)
+    const names = [...environment.databases.persistentNames(state.pnn)]
+    const next = (): void => {
+      const name = names.shift()
+      if (name === undefined) {
+        done(null)
+        return
       }
-      health.found(name, database.path)
+      const attached = (error: unknown): void => {
+        if (error === null) {
+          health.found(name, this.byId.get(databaseId(name))?.path ?? name)
+          environment.nextTurn(next)
+        } else if (error instanceof TdbError || error instanceof AttachError) replace(name, error)
+        else done(error)
+      }
+      this.attachLocal(name, "persistent", attached)
     }
+    const replace = (name: string, { message }: Error): void => {
+      let aside: string
+      try {
+        aside = environment.databases.setAside(name, state.pnn)
+      } catch (error) {
+        done(error)
+        return
+      }
+      environment.log.error(
+        `Persistent database ${name} is damaged and was set aside as ${aside}: ${message}. ` +
+          "It starts empty and unhealthy, until a recovery with another healthy node fills it",
+      )
+      this.attachLocal(name, "persistent", (error) => {
+        if (error === null) {
+          health.set(name, `ERROR - Backup of corrupted TDB in '${aside}'`)
+          environment.nextTurn(next)
+        } else done(error)
+      })
+    }
+    next()
   }
 
   /** DB_ATTACH and its variants (9.1). */
@@ -185,15 +218,27 @@ export class Databases {
       else answer({ status: 0, data })
       return
     }
-    try {
-      this.attachLocal(name, kind)
-    } catch (error) {
+    const attached = (error: unknown): boolean => {
+      if (error === null) return true
       if (!(error instanceof TdbError || error instanceof AttachError || error instanceof SysError)) throw error
       refuse(error.message)
+      return false
+    }
+    const begun = this.attaching.get(id)
+    if (begun !== undefined) {
+      if (begun.name !== name) refuse(`its id 0x${hex(id)} is that of ${begun.name}`)
+      else if (kind === "replicated") refuse(`it is attached as persistent, not ${kind}`)
+      else
+        begun.waiting.push((error) => {
+          if (attached(error)) answer({ status: 0, data })
+        })
       return
     }
-    this.router.sendControl(BROADCAST_CONNECTED, ATTACH[kind], utf8.encode(`${name}\0`))
-    answer({ status: 0, data })
+    this.attachLocal(name, kind, (error) => {
+      if (!attached(error)) return
+      this.router.sendControl(BROADCAST_CONNECTED, ATTACH[kind], utf8.encode(`${name}\0`))
+      answer({ status: 0, data })
+    })
   }
 
   private defer(client: LocalClient, run: () => void, fail: () => void): void {
@@ -227,23 +272,49 @@ export class Databases {
     }
   }
 
-  /** Opens the file and takes the database into the node. @throws TdbError, SysError, AttachError */
-  private attachLocal(name: string, kind: DatabaseKind): Database {
+  /**
+   * Opens the file and takes the database into the node. What a persistent one has in it is checked first, between the turns of the loop. `done`
+   * in this turn or a later one, with what went wrong (TdbError, SysError, AttachError) or null.
+   */
+  private attachLocal(name: string, kind: DatabaseKind, done: (error: unknown) => void): void {
     const { environment, state } = this
-    const file = environment.databases.open({
-      kind,
-      name,
-      pnn: state.pnn,
-      hashSize: state.tunables.DatabaseHashSize,
-      maxDead: state.tunables.DatabaseMaxDead,
-    })
-    if (kind === "persistent") {
-      const result = check(file.tdb)
-      if (!result.ok) {
-        file.tdb.close()
-        throw new AttachError(`check of ${file.path} failed: ${result.findings[0]?.message ?? "unknown reason"}`)
-      }
+    let file: OpenedFile
+    try {
+      file = environment.databases.open({
+        kind,
+        name,
+        pnn: state.pnn,
+        hashSize: state.tunables.DatabaseHashSize,
+        maxDead: state.tunables.DatabaseMaxDead,
+      })
+    } catch (error) {
+      done(error)
+      return
     }
+    if (kind !== "persistent") {
+      this.enter(name, kind, file)
+      done(null)
+      return
+    }
+    const id = databaseId(name)
+    const attaching: Attaching = { name, file, waiting: [done], checking: undefined }
+    this.attaching.set(id, attaching)
+    attaching.checking = checkInPieces(file.tdb, environment, (result) => {
+      this.attaching.delete(id)
+      const error =
+        result instanceof Error
+          ? result
+          : result.ok
+            ? null
+            : new AttachError(`check of ${file.path} failed: ${result.findings[0]?.message ?? "unknown reason"}`)
+      if (error === null) this.enter(name, kind, file)
+      else closeFile(file)
+      for (const each of attaching.waiting) each(error)
+    })
+  }
+
+  private enter(name: string, kind: DatabaseKind, file: OpenedFile): void {
+    const { environment, state } = this
     const database = new Database(databaseId(name), name, kind, file, state, environment)
     this.byId.set(database.id, database)
     database.onDamaged = (reason) => this.damaged(database, reason)
@@ -251,7 +322,13 @@ export class Databases {
     this.events.attached(database)
     // A node that takes no part in the cluster keeps all of its databases locked, the new one too.
     if (this.freeze().frozen) database.freeze(() => {})
-    return database
+  }
+
+  /** Runs it now, or when the attach that is under way for that database is over, well or not. */
+  whenAttached(id: number, run: () => void): void {
+    const attaching = this.attaching.get(id)
+    if (attaching === undefined) run()
+    else attaching.waiting.push(run)
   }
 
   /** DB_DETACH (9.3): a client's is only spread, this node itself included; a daemon's is done. */
@@ -595,9 +672,19 @@ export class Databases {
   }
 
   close(): void {
+    for (const { checking, file } of this.attaching.values()) {
+      checking?.abandon()
+      closeFile(file)
+    }
+    this.attaching.clear()
     for (const database of this.byId.values()) database.close()
     this.byId.clear()
   }
+}
+
+function closeFile({ tdb, updates }: OpenedFile): void {
+  updates.close()
+  tdb.close()
 }
 
 /** A name becomes a file name, and must stay in its directory. */

@@ -27,6 +27,8 @@ import {
   RWLOCKS_HASH,
 } from "./format.ts"
 import { parseHeader } from "./open.ts"
+import { type Pieces, runInPieces, runNow, type Turns, type Underway } from "./pieces.ts"
+import type { Held } from "./waits.ts"
 
 export interface CheckResult {
   readonly ok: boolean
@@ -46,44 +48,151 @@ export type RecordCheck = (key: Uint8Array, data: Uint8Array) => string | undefi
  * not exceptions. Raises LOCK when other locks are held.
  */
 export function check(db: Tdb, inspect?: RecordCheck): CheckResult {
+  return runNow(checking(db, inspect))
+}
+
+/**
+ * The same piece by piece between the turns of a loop, waiting for locks and for the undoing of a commit that died elsewhere. `done` is
+ * called once, in this turn or a later one, with the result or with what was raised.
+ */
+export function checkInPieces(db: Tdb, turns: Turns, done: (result: CheckResult | Error) => void): Underway {
+  let result: CheckResult | undefined
+  const pieces = function* (): Pieces {
+    result = yield* checking(db, undefined)
+  }
+  return runInPieces(pieces(), turns, (error) => done(error === null ? result! : (error as Error)))
+}
+
+function* checking(db: Tdb, inspect: RecordCheck | undefined): Pieces<CheckResult> {
   // Before the locks, which look into the header.
   if (db.transaction === null) db.refresh()
   const lock = !db.readOnly && db.locks.allrecordCount === 0 && db.size >= db.dataStart
-  if (lock) db.lockAllrecord(false)
+  const unlock = lock ? yield* readLocking(db) : () => {}
   try {
     if (db.transaction === null) db.refresh()
-    return new Check(db, inspect).run()
+    return yield* new Check(db, inspect).running()
   } finally {
-    if (lock) db.unlockAllrecord()
+    unlock()
   }
+}
+
+/** Takes the allrecord read lock. Returns how to give it back. */
+function* readLocking(db: Tdb): Pieces<() => void> {
+  const alone = db.locks.noLock || db.transaction !== null
+  // A commit that somebody died in is undone by who gets the lock, which is long work of its own.
+  if ((alone || !db.needsRecovery()) && db.tryLockAllrecord(false)) return () => db.unlockAllrecord()
+  let held: Held | null = null
+  yield {
+    block: () => db.lockAllrecord(false),
+    later: (done) => {
+      const wait = db.waitForAllrecord(false, (granted, error) => {
+        granted?.keep()
+        held = granted
+        done(error)
+      })
+      return () => wait.cancel()
+    },
+  }
+  const kept = held as Held | null
+  return kept === null ? () => db.unlockAllrecord() : () => kept.release()
 }
 
 const LIST_UNKNOWN = -1
 
+/** Records, list heads and so on looked at before others may have a turn: the first look at each may be a page fault. */
+const PIECE = 256
+/** Bytes of dead space looked at before others may have a turn. */
+const DEAD_PIECE = 1 << 20
+
+/** A bit for every word of a file. */
+class Words {
+  private readonly bits: Uint32Array
+  constructor(size: number) {
+    this.bits = new Uint32Array(Math.ceil(size / 128))
+  }
+  has(offset: number): boolean {
+    return (this.bits[offset >>> 7]! & (1 << ((offset >>> 2) & 31))) !== 0
+  }
+  add(offset: number): void {
+    this.bits[offset >>> 7]! |= 1 << ((offset >>> 2) & 31)
+  }
+}
+
+const CHUNK_BITS = 14
+const CHUNK = 1 << CHUNK_BITS
+
+/** The records met in the file, in its order, and the list that each belongs to (0 freelist, chain + 1). Grows without being copied. */
+class Met {
+  count = 0
+  private readonly offsets: Uint32Array[] = []
+  private readonly lists: Int32Array[] = []
+
+  add(offset: number): void {
+    const at = this.count++ & (CHUNK - 1)
+    if (at === 0) {
+      this.offsets.push(new Uint32Array(CHUNK))
+      this.lists.push(new Int32Array(CHUNK))
+    }
+    this.offsets[this.offsets.length - 1]![at] = offset
+    this.belongs(LIST_UNKNOWN)
+  }
+
+  /** Says so of the one that was added last. */
+  belongs(list: number): void {
+    this.lists[this.lists.length - 1]![(this.count - 1) & (CHUNK - 1)] = list
+  }
+
+  offsetOf(index: number): number {
+    return this.offsets[index >>> CHUNK_BITS]![index & (CHUNK - 1)]!
+  }
+
+  /** The list of the record at `offset`, undefined where there is none. */
+  listAt(offset: number): number | undefined {
+    let low = 0
+    let high = this.count
+    while (low < high) {
+      const middle = (low + high) >>> 1
+      if (this.offsetOf(middle) < offset) low = middle + 1
+      else high = middle
+    }
+    if (low === this.count || this.offsetOf(low) !== offset) return undefined
+    return this.lists[low >>> CHUNK_BITS]![low & (CHUNK - 1)]
+  }
+}
+
 class Check {
   private readonly findings: TdbError[] = []
-  // For every record met in the file: the list that it belongs to (0 freelist, chain + 1).
-  private readonly expected = new Map<number, number>()
-  private readonly linked = new Set<number>()
+  private readonly met = new Met()
+  private readonly linked: Words
   private records = 0
+  private work = 0
 
   constructor(
     private readonly db: Tdb,
     private readonly inspect: RecordCheck | undefined,
-  ) {}
+  ) {
+    this.linked = new Words(db.size)
+  }
+
+  /** Whether a piece is done. */
+  private pieceDone(): boolean {
+    if (++this.work < PIECE) return false
+    this.work = 0
+    return true
+  }
 
   private find(reason: string, offset?: number): void {
     if (this.findings.length < FINDINGS_MAX) this.findings.push(new TdbError("CORRUPT", this.db.path, reason, offset))
   }
 
-  run(): CheckResult {
+  *running(): Pieces<CheckResult> {
     const db = this.db
     if (db.size < db.dataStart) this.find(`hash size ${db.hashSize} does not fit`)
     else {
       this.checkHeader()
-      const lists = this.walkLists()
-      this.walkFile()
-      this.compare(lists)
+      const lists = yield* this.walkLists()
+      yield* this.walkFile()
+      yield* this.compare(lists)
     }
     return { ok: this.findings.length === 0, records: this.records, findings: this.findings }
   }
@@ -106,11 +215,12 @@ class Check {
   }
 
   // Every list's records in order. A list that cannot be followed to its end is a finding.
-  private walkLists(): number[][] {
+  private *walkLists(): Pieces<number[][]> {
     const db = this.db
     const lists: number[][] = []
     for (let list = 0; list <= db.hashSize; list++) {
       const head = list === 0 ? AT_FREELIST : AT_CHAINS + 4 * (list - 1)
+      if (this.pieceDone()) yield null
       let offset = db.getUnsigned(head)
       if (offset === 0) {
         lists.push([])
@@ -118,6 +228,7 @@ class Check {
       }
       const found: number[] = []
       while (offset !== 0) {
+        if (this.pieceDone()) yield null
         if ((offset & 3) !== 0 || offset < db.dataStart) {
           this.find(`list points to ${offset}, where no record can be`, found[found.length - 1] ?? head)
           break
@@ -139,12 +250,13 @@ class Check {
     return lists
   }
 
-  private walkFile(): void {
+  private *walkFile(): Pieces {
     const db = this.db
     const recovery = db.getUnsigned(AT_RECOVERY_START)
     let recoveryMet = false
     let offset = db.dataStart
     while (offset < db.size) {
+      if (this.pieceDone()) yield null
       if (offset + RECORD_HEADER > db.size) {
         // Growth in multiples of pages may leave less than a header.
         this.find(`tdb_oob len ${offset + RECORD_HEADER} beyond eof at ${db.size}`, offset)
@@ -157,8 +269,9 @@ class Check {
       else if (offset === recovery && (magic === RECOVERY_ACTIVE || magic === RECOVERY_IDLE)) {
         recoveryMet = true
         length = this.bounded(offset, db.getUnsigned(offset + AT_REC_LEN))
-      } else if (magic === 0 || magic === PAD || this.isForgottenArea(offset)) length = this.deadSpace(offset, recovery)
-      else this.find(`Bad magic 0x${(magic >>> 0).toString(16)} at offset ${offset}`, offset)
+      } else if (magic === 0 || magic === PAD || this.isForgottenArea(offset)) {
+        length = yield* this.deadSpace(offset, recovery)
+      } else this.find(`Bad magic 0x${(magic >>> 0).toString(16)} at offset ${offset}`, offset)
       if (length === 0) break
       offset += length
     }
@@ -173,9 +286,10 @@ class Check {
   }
 
   // Left by a crash between growth and use: it ends at the next record that something points to.
-  private deadSpace(offset: number, recovery: number): number {
+  private *deadSpace(offset: number, recovery: number): Pieces<number> {
     const db = this.db
     for (let at = offset + 4; at < db.size; at += 4) {
+      if ((at & (DEAD_PIECE - 1)) === 0) yield null
       if (at === recovery || this.linked.has(at)) return at - offset
     }
     return db.size - offset
@@ -217,7 +331,7 @@ class Check {
     const keyLength = db.getUnsigned(offset + AT_KEY_LEN)
     const dataLength = db.getUnsigned(offset + AT_DATA_LEN)
     const recLen = length - RECORD_HEADER
-    this.expected.set(offset, LIST_UNKNOWN)
+    this.met.add(offset)
     if (keyLength + dataLength > 0xffffffff) {
       this.find("Record lengths overflow", offset)
       return length
@@ -235,7 +349,7 @@ class Check {
       this.find(`Record offset ${offset} has incorrect hash${unreachable}`, offset)
       return length
     }
-    this.expected.set(offset, db.chainOf(hash) + 1)
+    this.met.belongs(db.chainOf(hash) + 1)
     if (magic !== LIVE) return length
     this.records++
     if (this.inspect !== undefined) {
@@ -247,21 +361,26 @@ class Check {
 
   private freeRecord(offset: number): number {
     const length = this.nextAndTailer(offset)
-    if (length !== 0) this.expected.set(offset, 0)
+    if (length === 0) return 0
+    this.met.add(offset)
+    this.met.belongs(0)
     return length
   }
 
-  private compare(lists: readonly (readonly number[])[]): void {
+  private *compare(lists: readonly (readonly number[])[]): Pieces {
     // A broken record ends the walk over the file: what lies behind it is not known, and says nothing about the lists.
     if (this.findings.length > 0) return
     for (let list = 0; list < lists.length; list++) {
       for (const offset of lists[list]!) {
-        const belongs = this.expected.get(offset)
+        if (this.pieceDone()) yield null
+        const belongs = this.met.listAt(offset)
         if (belongs === undefined) this.find("Hashes do not match records: a list points inside another record", offset)
         else if (belongs !== list) this.find("Hashes do not match records: in the wrong list", offset)
       }
     }
-    for (const offset of this.expected.keys()) {
+    for (let index = 0; index < this.met.count; index++) {
+      if (this.pieceDone()) yield null
+      const offset = this.met.offsetOf(index)
       if (!this.linked.has(offset)) this.find("Hashes do not match records: in no list", offset)
     }
   }

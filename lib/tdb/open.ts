@@ -39,6 +39,11 @@ export interface OpenOptions {
   readonly maxDead?: number
   /** False: raise BUSY instead of blocking on another process that is opening or committing. Default true. */
   readonly wait?: boolean
+  /**
+   * True: a commit that somebody died in is not undone here, but by whoever takes a lock next: between the turns of a loop, if by waiting
+   * for it. Nothing that is read before means anything. Default false.
+   */
+  readonly leaveRecovery?: boolean
   /** For tests: see Tdb.step; here it also sees a recovery at open. */
   readonly step?: (what: string) => void
 }
@@ -151,7 +156,7 @@ class Opening {
       maxDead: this.options.maxDead ?? ((this.flags & f.VOLATILE) !== 0 ? f.VOLATILE_MAX_DEAD : 0),
     })
     db.step = this.options.step ?? null
-    recover(db)
+    if (this.options.leaveRecovery !== true) recover(db)
     if (this.openLocked) unlockRange(this.fd, f.OPEN_LOCK, 1)
     return db
   }

@@ -23,6 +23,8 @@ export interface Turns {
 export interface Underway {
   /** Do all the rest now, blocking this thread. Afterwards it is over, and `done` was called. */
   finish(): void
+  /** Do no more of it. The work undoes what it has begun; `done` is not called. */
+  abandon(): void
 }
 
 /** Pieces share a turn of the loop for so long (ms). */
@@ -89,6 +91,12 @@ export function runInPieces(pieces: Pieces, turns: Turns, done: (error: unknown)
   }
   go(null)
   return {
+    abandon: () => {
+      if (over) return
+      over = true
+      giveUp?.()
+      pieces.return()
+    },
     finish: () => {
       if (over) return
       round++

@@ -1,7 +1,7 @@
 // The public face of the TDB engine: everything that other rooms may use. The files beside it are its parts.
 
 export { ChainWalk, type ChainWalkState } from "./chain-walk.ts"
-export { type CheckResult, check, type RecordCheck, type Summary, summary, type Tally } from "./check.ts"
+export { type CheckResult, check, checkInPieces, type RecordCheck, type Summary, summary, type Tally } from "./check.ts"
 export { INSERT, MODIFY, type Parser, REPLACE, type StoreMode, Tdb } from "./database.ts"
 export { DumpError, type DumpedRecord, formatRecord, parseDump, quoteBytes } from "./dump.ts"
 export { TdbError, type TdbErrorCode } from "./error.ts"
