@@ -8,7 +8,7 @@ const RUNNING_LOOK_MS = 50
 /** Between two looks whether all tokens are out (ms). */
 const LOOK_MS = 5
 /** A token that has not come by this long after the end is lost (ms). */
-const LOST_MS = 3000
+const LOST_MS = 20_000
 /** One that is there twice comes within this time after the last (ms). */
 const TWICE_MS = 30
 
