@@ -25,6 +25,8 @@ import { Locks, MutexArea } from "./locks.ts"
 import { recover } from "./recovery.ts"
 
 const ENOSYS = 38
+/** Mutexes of a new file that are written in one call. */
+const MUTEXES_AT_ONCE = 1024
 
 export interface OpenOptions {
   /** TDB flags (format.ts), default 0. */
@@ -60,8 +62,10 @@ interface Header {
  * libtdb's open would set it), EINVAL for flags that do not go together, BUSY (with `wait` false), CORRUPT when a recovery is needed
  * and impossible, NOSPACE when a new file does not fit on the disk. Blocks for other openers and committers unless `wait` is false.
  *
- * The flag NOMMAP is kept in `flags`, and the file is mapped nevertheless: on Linux what is stored through a mapping and what libtdb's
- * NOMMAP users read and write is one page cache (tdb-format.md 12, 25), so peers can't tell, and CTDB and Samba set it on no file.
+ * The flag NOMMAP (smb.conf's `use mmap = no`) is kept in `flags`, and the file is mapped nevertheless: on Linux's local file systems what is
+ * stored through a mapping and what libtdb's NOMMAP users read and write is one page cache, so that either side sees the other's stores at once.
+ * A file that cannot be mapped shared (FUSE with direct I/O) raises SysError ENODEV, with this flag too; there libtdb could work. Of file systems
+ * that several hosts mount none will do: neither way do hosts see each other's stores in time.
  */
 export function openTdb(path: string, options: OpenOptions = {}): Tdb {
   const openFlags = options.openFlags ?? 2
@@ -197,7 +201,7 @@ class Opening {
       if (!mutexes) return
       const mutexSize = f.mutexAreaSize(hashSize)
       truncateFile(this.fd, mutexSize + f.HEADER_SIZE)
-      this.initMutexes(hashSize, mutexSize)
+      this.initMutexes(hashSize)
       writeAt(this.fd, image, mutexSize)
     } catch (error) {
       if (!(error instanceof SysError) || error.errno !== ENOSPC) throw error
@@ -206,12 +210,20 @@ class Opening {
     }
   }
 
-  private initMutexes(hashSize: number, mutexSize: number): void {
-    const area = new Uint8Array(mutexSize - f.HEADER_SIZE)
-    initMutex(area, 0)
-    area[f.AT_ALLRECORD_WORD - f.HEADER_SIZE] = f.ALLRECORD_FREE
-    for (let list = 0; list <= hashSize; list++) initMutex(area, f.AT_LIST_MUTEXES - f.HEADER_SIZE + MUTEX_SIZE * list)
-    writeAt(this.fd, area, f.HEADER_SIZE)
+  // What lies behind the last mutex, up to the end of the area, is never written.
+  private initMutexes(hashSize: number): void {
+    const first = new Uint8Array(f.AT_LIST_MUTEXES - f.HEADER_SIZE)
+    initMutex(first, 0)
+    first[f.AT_ALLRECORD_WORD - f.HEADER_SIZE] = f.ALLRECORD_FREE
+    writeAt(this.fd, first, f.HEADER_SIZE)
+    // All are the same bytes, and memory for a hundred thousand of them would cost more than the writes.
+    const count = hashSize + 1
+    const run = new Uint8Array(MUTEX_SIZE * Math.min(count, MUTEXES_AT_ONCE))
+    for (let at = 0; at < run.length; at += MUTEX_SIZE) initMutex(run, at)
+    const end = f.AT_LIST_MUTEXES + MUTEX_SIZE * count
+    for (let at = f.AT_LIST_MUTEXES; at < end; at += run.length) {
+      writeAt(this.fd, run.subarray(0, Math.min(run.length, end - at)), at)
+    }
   }
 
   private readHeader(): Header {
@@ -240,7 +252,7 @@ class Opening {
     if ((this.flags & f.CLEAR_IF_FIRST) === 0 && this.tryActive()) {
       // Nobody uses them: whoever held one died without a heir.
       this.activeWrite = true
-      this.initMutexes(header.hashSize, expected)
+      this.initMutexes(header.hashSize)
     }
     this.mutexes = new MutexArea(this.fd, expected)
   }
