@@ -95,8 +95,10 @@ function windowFor(size: number): number {
 export const BLOCK = 4096
 /** Bytes that leave a transaction's memory as one: few mappings for a large database, and not much around a single changed page. */
 export const SPILL = 64 * BLOCK
-/** Copied pages that a view keeps between transactions. */
+/** Copied pages that a view keeps between transactions in any case. */
 const KEPT_MAX = 64
+/** Those of views that keep more, all of this thread's together: large transactions seldom come alone. */
+const KEPT_TOGETHER_MAX = 2048
 
 interface Window {
   readonly address: number
@@ -224,6 +226,9 @@ export class FileBacking implements Backing {
   }
 }
 
+/** Views between transactions that keep more than KEPT_MAX pages, the one that was used last at the end. */
+const keepers = new Set<PrivateFileSpace>()
+
 class PrivateFileSpace implements PrivateSpace {
   words: Int32Array
   bytes: Uint8Array
@@ -333,14 +338,32 @@ class PrivateFileSpace implements PrivateSpace {
     if (this.spillFile >= 0) return false
     // Grown memory can't be used again: a few pages of it may wait for the next transaction, which makes another view.
     if (this.grownFrom !== 0) return pages.length <= KEPT_MAX
-    if (PAGE_SIZE !== BLOCK || this.kept.size + pages.length > KEPT_MAX) {
-      this.kept.clear()
-      discardCopies(this.address, this.length)
-    } else for (const page of pages) this.kept.add(page)
+    for (const page of pages) this.kept.add(page)
+    // All that is kept is copied again by the next one: not much more than the last one needed.
+    if (PAGE_SIZE !== BLOCK || this.kept.size > Math.max(KEPT_MAX, 2 * pages.length)) this.forgetCopies()
+    else if (this.kept.size > KEPT_MAX) this.keepMany()
     return true
   }
 
+  private keepMany(): void {
+    keepers.add(this)
+    let pages = 0
+    for (const { kept } of keepers) pages += kept.size
+    for (const keeper of keepers) {
+      if (pages <= KEPT_TOGETHER_MAX) return
+      pages -= keeper.kept.size
+      keepers.delete(keeper)
+      keeper.forgetCopies()
+    }
+  }
+
+  private forgetCopies(): void {
+    this.kept.clear()
+    discardCopies(this.address, this.length)
+  }
+
   begin(): void {
+    keepers.delete(this)
     this.size = this.file.size
     if (this.grownFrom !== 0 || this.size > this.length) {
       this.replace(windowFor(this.size))
@@ -358,6 +381,7 @@ class PrivateFileSpace implements PrivateSpace {
   }
 
   close(): void {
+    keepers.delete(this)
     this.words = new Int32Array(0)
     this.bytes = new Uint8Array(0)
     this.size = 0

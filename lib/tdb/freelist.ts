@@ -11,6 +11,7 @@ import {
   AT_MAGIC,
   AT_NEXT,
   AT_REC_LEN,
+  AT_RECOVERY_START,
   align4,
   DEAD,
   FREE,
@@ -20,6 +21,7 @@ import {
   MIN_CARVE,
   PAD,
   RECORD_HEADER,
+  swap32,
 } from "./format.ts"
 
 /** Space for `length` bytes of key and data: the offset of a record whose rec_len and tailer are set. Raises NOSPACE, CORRUPT. */
@@ -120,20 +122,86 @@ export function trimDead(db: Tdb, chain: number, keep: number): void {
   }
 }
 
+const endOf = (db: Tdb, offset: number): number => offset + RECORD_HEADER + db.getUnsigned(offset + AT_REC_LEN)
+
 function putTailer(db: Tdb, offset: number, recLen: number): void {
   db.put(offset + RECORD_HEADER + recLen - 4, RECORD_HEADER + recLen)
 }
 
-/** Offset of the free record that ends where `offset` starts, 0 when its left neighbour is not free. */
-function freeLeftOf(db: Tdb, offset: number): number {
+/*
+ * libtdb merges a free record into its left neighbour before it takes it out of the list. If it is killed in between, the record is in
+ * the list and inside of its neighbour, and whoever takes both hands the same bytes out twice; libtdb merges it a second time, over
+ * what follows. Here such a record is only taken out of the list: by whoever meets it there, and before bytes that it lies in are handed
+ * out, as its neighbour mostly comes first in the list.
+ */
+
+/** The free record that the tailer in front of `offset` tells of, 0 for none; where it ends is not looked at. */
+function freeBefore(db: Tdb, offset: number): number {
   if (offset - 4 <= db.dataStart) return 0
   const total = db.getUnsigned(offset - 4)
   if (total === 0 || total === PAD || total > offset || offset - total < db.dataStart) return 0
   const left = offset - total
   if ((left & 3) !== 0 || total < RECORD_HEADER + 4) return 0
+  if (db.get(left + AT_MAGIC) !== FREE) return 0
+  // The recovery area has no tailer, and saved copies of free records inside.
+  const area = db.getUnsigned(AT_RECOVERY_START)
+  return area !== 0 && area < left && area + RECORD_HEADER <= db.size && left < endOf(db, area) ? 0 : left
+}
+
+/** A record that its left neighbour covers already: somebody died before it was taken out of the list. */
+const MERGED = -1
+
+/** Offset of the free record that ends where `offset` starts, 0 when its left neighbour is not free, or MERGED. */
+function neighbourOf(db: Tdb, offset: number): number {
+  const left = freeBefore(db, offset)
+  if (left === 0) return 0
+  const end = endOf(db, left)
+  if (end > offset) {
+    if (end === endOf(db, offset)) putTailer(db, left, end - left - RECORD_HEADER)
+    return MERGED
+  }
   // A stale tailer (behind a recovery area) may point anywhere: believe it only if the record agrees.
-  if (db.get(left + AT_MAGIC) !== FREE || db.getUnsigned(left + AT_REC_LEN) + RECORD_HEADER !== total) return 0
-  return left
+  if (end !== offset) return 0
+  // One that is merged itself, before its neighbour had a tailer.
+  const outer = freeBefore(db, left)
+  return outer !== 0 && endOf(db, outer) === offset ? outer : left
+}
+
+/** The same of what is in no list. */
+function freeLeftOf(db: Tdb, offset: number): number {
+  return Math.max(0, neighbourOf(db, offset))
+}
+
+/** Take a record out of the free list. False: it is not in it. */
+function unlist(db: Tdb, wanted: number): boolean {
+  let last = AT_FREELIST
+  let offset = db.getUnsigned(last)
+  const most = db.size / RECORD_HEADER
+  let steps = 0
+  while (offset !== 0 && steps++ < most && (offset & 3) === 0 && offset + RECORD_HEADER <= db.size) {
+    if (offset === wanted) {
+      db.put(last, db.get(offset + AT_NEXT))
+      return true
+    }
+    last = offset + AT_NEXT
+    offset = db.getUnsigned(last)
+  }
+  if (steps > LONG_LIST) db.put(wanted + AT_MAGIC, 0)
+  return false
+}
+
+/** A list of so many records is not walked again for the same trace of an older record. */
+const LONG_LIST = 256
+
+/** Take a record out of the free list whose header lies in bytes that are about to be handed out. False: there is none. */
+function unlistInside(db: Tdb, from: number, to: number): boolean {
+  const { w } = db
+  const free = db.swapped ? swap32(FREE) : FREE
+  for (let i = from >>> 2, end = to >>> 2; i < end; i++) {
+    // Mostly it is what a merge has left behind.
+    if (w[i] === free && unlist(db, 4 * i - AT_MAGIC)) return true
+  }
+  return false
 }
 
 /** Put a region whose rec_len is set on the free list, or add it to a free left neighbour. The freelist is locked. */
@@ -162,18 +230,31 @@ function mergeInto(db: Tdb, left: number, recLen: number): number {
   return merged
 }
 
-// Check a record of the free list; a live magic there is an interrupted allocation or release and is put right.
-function checkFree(db: Tdb, offset: number): void {
+// Check a record of the free list. False: it has no business there, but is somebody's. A live magic without contents is an interrupted
+// allocation or release and is put right.
+function isFree(db: Tdb, offset: number): boolean {
   if ((offset & 3) !== 0 || offset < db.dataStart) throw db.fail("CORRUPT", "free record outside the records", offset)
   db.reach(offset + RECORD_HEADER)
   const magic = db.get(offset + AT_MAGIC)
-  if (magic !== FREE) {
-    if (magic !== LIVE) throw db.fail("CORRUPT", `bad magic 0x${(magic >>> 0).toString(16)} of a free record`, offset)
-    if (!db.readOnly) db.put(offset + AT_MAGIC, FREE)
-  }
   const recLen = db.getUnsigned(offset + AT_REC_LEN)
+  if (magic !== FREE && magic !== LIVE) {
+    throw db.fail("CORRUPT", `bad magic 0x${(magic >>> 0).toString(16)} of a free record`, offset)
+  }
   if ((recLen & 3) !== 0 || recLen < 4) throw db.fail("CORRUPT", `free record of ${recLen} bytes`, offset)
   db.reach(offset + RECORD_HEADER + recLen)
+  if (magic === LIVE) {
+    if (hasContents(db, offset, recLen)) return false
+    if (!db.readOnly) db.put(offset + AT_MAGIC, FREE)
+  }
+  return true
+}
+
+function hasContents(db: Tdb, offset: number, recLen: number): boolean {
+  const keyLength = db.getUnsigned(offset + AT_KEY_LEN)
+  const dataLength = db.getUnsigned(offset + AT_DATA_LEN)
+  if (keyLength + dataLength + 4 > recLen) return false
+  const key = db.b.subarray(offset + RECORD_HEADER, offset + RECORD_HEADER + keyLength)
+  return (db.hash(key) | 0) === db.get(offset + AT_FULL_HASH)
 }
 
 // Best fit from the free list, which may have to grow. The freelist is locked.
@@ -181,18 +262,26 @@ function takeFree(db: Tdb, length: number): number {
   const want = align4(Math.floor(length * 1.25) + 4)
   if (want + RECORD_HEADER > MAP_SIZE_MAX) throw db.fail("NOSPACE", `record of ${length} bytes`)
   let grown = false
+  let into = 0
   for (;;) {
     const offset = scanFree(db, want)
     if (offset > 0) return offset
     if (offset < 0) continue
-    // What was just added went into a free record that is in no list: more would go the same way.
-    if (grown) throw db.fail("CORRUPT", "free list does not hold the space just added", AT_FREELIST)
-    expand(db, want + RECORD_HEADER)
+    if (grown) {
+      // What was just added went into a free record that is in no list, as somebody died before it was: more would go the same way.
+      if (into === 0 || unlist(db, into)) {
+        throw db.fail("CORRUPT", "free list does not hold the space just added", AT_FREELIST)
+      }
+      link(db, into)
+      into = 0
+      continue
+    }
+    into = expand(db, want + RECORD_HEADER)
     grown = true
   }
 }
 
-// One pass over the free list: the offset of the space taken, 0 for nothing that fits, -1 to scan again after merges.
+// One pass over the free list: the offset of the space taken, 0 for nothing that fits, -1 to scan again after merges and repairs.
 function scanFree(db: Tdb, want: number): number {
   let last = AT_FREELIST
   let offset = db.getUnsigned(last)
@@ -205,11 +294,12 @@ function scanFree(db: Tdb, want: number): number {
   let steps = 0
   let limit = 2
   while (offset !== 0) {
-    checkFree(db, offset)
+    const free = isFree(db, offset)
     const recLen = db.getUnsigned(offset + AT_REC_LEN)
     const next = db.getUnsigned(offset + AT_NEXT)
-    const left = freeLeftOf(db, offset)
-    if (left !== 0) {
+    const left = neighbourOf(db, offset)
+    if (!free || left === MERGED) db.put(last, next)
+    else if (left !== 0) {
       // Unlink first: a kill in between leaks it, where the other order would leave its space in the list twice.
       db.put(last, next)
       const merged = mergeInto(db, left, recLen)
@@ -236,15 +326,21 @@ function scanFree(db: Tdb, want: number): number {
   return candidate ? -1 : 0
 }
 
+// The same result, but for nothing that fits.
 function carve(db: Tdb, offset: number, last: number, recLen: number, want: number): number {
+  const end = offset + RECORD_HEADER + recLen
   if (recLen < want + MIN_CARVE) {
+    if (unlistInside(db, offset + RECORD_HEADER, end)) return -1
     db.put(last, db.get(offset + AT_NEXT))
     db.put(offset + AT_MAGIC, LIVE)
+    // Somebody may have died in a merge before it had one.
+    putTailer(db, offset, recLen)
     return offset
   }
   const rest = recLen - want - RECORD_HEADER
-  // The one store of rec_len splits the record: before it nothing has changed, after it both halves have headers.
   const taken = offset + RECORD_HEADER + rest
+  if (unlistInside(db, taken, end)) return -1
+  // The one store of rec_len splits the record: before it nothing has changed, after it both halves have headers.
   db.put(taken + AT_NEXT, 0)
   db.put(taken + AT_REC_LEN, want)
   db.put(taken + AT_KEY_LEN, 0)
@@ -257,8 +353,8 @@ function carve(db: Tdb, offset: number, last: number, recLen: number, want: numb
   return taken
 }
 
-// More map, as one free record. The freelist is locked.
-function expand(db: Tdb, needed: number): void {
+// More map, as one free record or as part of the last one, whose offset is returned, else 0. The freelist is locked.
+function expand(db: Tdb, needed: number): number {
   if (db.transaction === null) db.refresh()
   const from = db.size
   if ((from & 3) !== 0) throw db.fail("CORRUPT", `map of ${from} bytes is not a multiple of 4`)
@@ -267,24 +363,28 @@ function expand(db: Tdb, needed: number): void {
     throw db.fail("NOSPACE", `map of ${from} bytes cannot grow by ${more}`)
   }
   db.grow(from + more)
-  releaseRegion(db, from, from + more)
+  return releaseRegion(db, from, from + more)
 }
 
-/** Make [from, to) one free record, if it is large enough to be one. The freelist is locked. */
-export function releaseRegion(db: Tdb, from: number, to: number): void {
-  if (to - from <= RECORD_HEADER) return
+/**
+ * Make [from, to) one free record, if it is large enough to be one, or add it to a free left neighbour, whose offset is returned, else 0.
+ * The freelist is locked.
+ */
+export function releaseRegion(db: Tdb, from: number, to: number): number {
+  if (to - from <= RECORD_HEADER) return 0
   const recLen = to - from - RECORD_HEADER
   putTailer(db, from, recLen)
   const left = freeLeftOf(db, from)
   if (left !== 0) {
     mergeInto(db, left, recLen)
-    return
+    return left
   }
   db.put(from + AT_REC_LEN, recLen)
   db.put(from + AT_KEY_LEN, 0)
   db.put(from + AT_DATA_LEN, 0)
   db.put(from + AT_FULL_HASH, 0)
   link(db, from)
+  return 0
 }
 
 /**
@@ -300,10 +400,11 @@ export function freelistSize(db: Tdb): number {
     let mark = 0
     let limit = 2
     while (offset !== 0) {
-      checkFree(db, offset)
+      const free = isFree(db, offset)
       const next = db.getUnsigned(offset + AT_NEXT)
-      const left = db.readOnly ? 0 : freeLeftOf(db, offset)
-      if (left !== 0) {
+      const left = db.readOnly ? 0 : neighbourOf(db, offset)
+      if (!db.readOnly && (!free || left === MERGED)) db.put(last, next)
+      else if (left !== 0) {
         db.put(last, next)
         mergeInto(db, left, db.getUnsigned(offset + AT_REC_LEN))
       } else last = offset + AT_NEXT

@@ -64,7 +64,7 @@ interface Header {
  *
  * The flag NOMMAP (smb.conf's `use mmap = no`) is kept in `flags`, and the file is mapped nevertheless: on Linux's local file systems what is
  * stored through a mapping and what libtdb's NOMMAP users read and write is one page cache, so that either side sees the other's stores at once.
- * A file that cannot be mapped shared (FUSE with direct I/O) raises SysError ENODEV, with this flag too; there libtdb could work. Of file systems
+ * Where a file cannot be mapped shared (FUSE with direct I/O) the open raises SysError, with this flag too; there libtdb works. Of file systems
  * that several hosts mount none will do: neither way do hosts see each other's stores in time.
  */
 export function openTdb(path: string, options: OpenOptions = {}): Tdb {
