@@ -100,6 +100,18 @@ const KEPT_MAX = 64
 /** Those of views that keep more, all of this thread's together: large transactions seldom come alone. */
 const KEPT_TOGETHER_MAX = 2048
 
+/** Below so many pages a call is not worth it. */
+const EXPECTED_MIN = 4
+
+/** False: too few to be worth it. */
+function populatePages(address: number, from: number, bytes: number): boolean {
+  const start = Math.floor(from / PAGE_SIZE) * PAGE_SIZE
+  const end = Math.ceil((from + bytes) / PAGE_SIZE) * PAGE_SIZE
+  if (end - start < EXPECTED_MIN * PAGE_SIZE) return false
+  populate(address + start, end - start)
+  return true
+}
+
 interface Window {
   readonly address: number
   readonly length: number
@@ -115,14 +127,6 @@ interface Window {
  * recoveries), which makes a cut that has happened a typed error. It is not looked at in single operations: a system call is twice
  * as long as a store. Files that several programs use are never to be replaced in place; rename(2) leaves the old one whole.
  */
-/** Below so many pages a call is not worth it. */
-const EXPECTED_MIN = 4
-
-function populatePages(address: number, from: number, bytes: number): void {
-  const start = Math.floor(from / PAGE_SIZE) * PAGE_SIZE
-  const end = Math.ceil((from + bytes) / PAGE_SIZE) * PAGE_SIZE
-  if (end - start >= EXPECTED_MIN * PAGE_SIZE) populate(address + start, end - start)
-}
 
 export class FileBacking implements Backing {
   readonly onDisk = true
@@ -242,6 +246,8 @@ class PrivateFileSpace implements PrivateSpace {
   private readonly pieces: { readonly start: number; readonly length: number }[] = []
   // Pages that are copies of ours and no longer the file's.
   private readonly kept = new Set<number>()
+  // Pages were copied that nothing may have been stored into.
+  private copiedAhead = false
   // What was spilled lies at the same offset of this file.
   private spillFile = -1
   readonly spilled = new Set<number>()
@@ -256,7 +262,7 @@ class PrivateFileSpace implements PrivateSpace {
   }
 
   expectStores(from: number, bytes: number): void {
-    populatePages(this.address, from, bytes)
+    if (populatePages(this.address, from, bytes)) this.copiedAhead = true
   }
 
   private replace(length: number): void {
@@ -340,7 +346,8 @@ class PrivateFileSpace implements PrivateSpace {
     if (this.grownFrom !== 0) return pages.length <= KEPT_MAX
     for (const page of pages) this.kept.add(page)
     // All that is kept is copied again by the next one: not much more than the last one needed.
-    if (PAGE_SIZE !== BLOCK || this.kept.size > Math.max(KEPT_MAX, 2 * pages.length)) this.forgetCopies()
+    const tooMany = this.kept.size > Math.max(KEPT_MAX, 2 * pages.length)
+    if (PAGE_SIZE !== BLOCK || this.copiedAhead || tooMany) this.forgetCopies()
     else if (this.kept.size > KEPT_MAX) this.keepMany()
     return true
   }
@@ -359,6 +366,7 @@ class PrivateFileSpace implements PrivateSpace {
 
   private forgetCopies(): void {
     this.kept.clear()
+    this.copiedAhead = false
     discardCopies(this.address, this.length)
   }
 
@@ -370,6 +378,7 @@ class PrivateFileSpace implements PrivateSpace {
       this.grownFrom = 0
       this.pieces.length = 0
       this.kept.clear()
+      this.copiedAhead = false
       return
     }
     // Copies that we made in earlier transactions are brought up to date: much cheaper than to drop them and fault them in again.

@@ -5,7 +5,7 @@ import { afterAll, expect, test } from "bun:test"
 import { mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
-import { check, openTdb, type Tdb } from "../../lib/tdb/tdb.ts"
+import { check, Filling, openTdb, type Tdb } from "../../lib/tdb/tdb.ts"
 import { firstSeed, Random } from "./random.ts"
 
 const folder = mkdtempSync(join(tmpdir(), "ctdb-kept-"))
@@ -42,6 +42,22 @@ class Subject {
     }
     if (keep) one.commit()
     else one.cancel()
+  }
+
+  /** A transaction that empties the database and fills it, as a recovery does. */
+  fill(count: number, fill: number): void {
+    const { one, model } = this
+    one.startTransaction()
+    one.wipe()
+    const filling = Filling.begin(one)!
+    model.clear()
+    for (let key = 0; key < count; key++) {
+      const name = Buffer.from(`key ${key}`)
+      filling.add(Buffer.concat([name, Buffer.alloc(SIZE, fill)]), 0, name.length, SIZE, one.hash(name))
+      model.set(key, fill)
+    }
+    filling.end()
+    one.commit()
   }
 
   elsewhere(key: number, fill: number): void {
@@ -83,3 +99,15 @@ test.each([1, 12])(
   },
   60_000,
 )
+
+test("what is made ready for records that do not come shows what others store there", () => {
+  const subject = new Subject(1)
+  subject.transaction(0, RECORDS, 1, true)
+  // The first one grows the file, and its view is not used again.
+  for (const fill of [2, 3]) {
+    subject.fill(RECORDS / 2, fill)
+    for (let key = RECORDS / 2; key < RECORDS; key++) subject.elsewhere(key, 10 + fill)
+    subject.transaction(0, 1, 20 + fill, true)
+  }
+  subject.end()
+})
