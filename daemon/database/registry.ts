@@ -41,7 +41,7 @@ const KIND_FLAG: Readonly<Record<DatabaseKind, number>> = {
   replicated: DbFlag.REPLICATED,
 }
 /** Steps of recoveries may take so much of one turn of the loop (ms), or one of them more. */
-const STEPS_MS = 15
+const STEPS_MS = 5
 /** Beginning of the mark of a database whose file has a defect. */
 const DAMAGED = "ERROR - damaged: "
 /** Clients whose attach waits for the end of a recovery. */
