@@ -86,10 +86,9 @@ export async function recordRing(context: LoadContext): Promise<Load> {
       latency = into
       before.fill(-1)
       if (pnn === plan.nodes - 1) {
-        for (let index = 0; index < plan.depth; index++) {
-          tokens.put()
-          await update(index)
-        }
+        // All are there before the first can be out again: a run may be over by then.
+        for (let index = 0; index < plan.depth; index++) tokens.put()
+        for (let index = 0; index < plan.depth; index++) await update(index)
       }
       await tokens.circulate()
     },
