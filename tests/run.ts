@@ -30,7 +30,7 @@ const LONG = ["simulation", "fuzz"]
 /** Not tests. */
 const NO_TESTS = ["bench", "vectors"]
 /** Jobs side by side. More than processors, since real clusters mostly wait for timers. */
-const AT_ONCE = 3
+const AT_ONCE = 4
 /** The jobs that take longest begin first. */
 const LONGEST_FIRST = [
   "recovery",

@@ -287,7 +287,7 @@ describe.skipIf(!stockInstalled).each(clusters)("our client on nodes on %s: %s, 
       async () => {
         const name = `exact-${kind}.tdb`
         await attach(clients[0]!, name, { kind })
-        const rounds = kind === "replicated" ? 60 : 25
+        const rounds = kind === "replicated" ? 30 : 15
         await Promise.all([0, 1, 2, 1].map((node) => work(node, name, { job: "transact", kind, rounds })))
         for (const client of clients) {
           const database = await attach(client, name, { kind })
@@ -303,7 +303,7 @@ describe.skipIf(!stockInstalled).each(clusters)("our client on nodes on %s: %s, 
       async () => {
         const name = `mixed-${kind}.tdb`
         await attach(clients[0]!, name, { kind })
-        const rounds = 20
+        const rounds = 10
         const stock = async (node: number) => {
           for (let i = 0; i < rounds; i++) await tool(node, "pstore", name, `stock ${node}`, String(i))
         }

@@ -146,7 +146,7 @@ test.each([false, true])(
   "every store of a commit, in pieces: %p",
   (inPieces) => {
     let turns = 0
-    const seeds = process.env.CTDB_SEED ? 1 : soak ? 1000 : 30
+    const seeds = process.env.CTDB_SEED ? 1 : soak ? 1000 : 20
     let points = 0
     let recoveries = 0
     for (let seed = firstSeed; seed < firstSeed + seeds; seed++) {
