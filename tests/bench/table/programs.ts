@@ -85,50 +85,60 @@ export async function helperLines(): Promise<Line[]> {
       ),
     ]
   })
-  for (const large of found.filter(({ records }) => records === 1_000_000)) {
-    const small = found.find(({ records, databases }) => records === 100_000 && databases === large.databases)
-    if (small === undefined) continue
-    const growth = (side: "ours" | "stock") => large[side].seconds! / small[side].seconds!
-    const what = `recovery helper, time for ${sized(large)} by that for ${figure(small.records)}`
+  return [...lines, ...growthLines(found, "seconds", "recovery helper")]
+}
+
+/** How the time grows with the records, where both sizes were measured. */
+function growthLines(found: readonly Measurement[], key: string, who: string): Line[] {
+  return found.flatMap((large): Line[] => {
+    const small = found.find(
+      ({ records, databases }) => records * 10 === large.records && databases === large.databases,
+    )
+    if (small === undefined || small.records < 100_000) return []
+    const growth = (side: "ours" | "stock") => large[side][key]! / small[side][key]!
+    const what = `${who}, time for ${sized(large)} by that for ${figure(small.records)}`
     const texts = [`${growth("ours").toFixed(1)} times`, `${growth("stock").toFixed(1)} times`] as const
-    lines.push(limited(SECTION, what, texts, { text: "<= 10", holds: growth("ours") <= 10 }))
-  }
-  return lines
+    return [limited(SECTION, what, texts, { text: "<= 10", holds: growth("ours") <= 10 })]
+  })
 }
 
 /** What whole nodes do, ours and then stock ones, with the same records. */
 export async function nodeRecoveryLines(): Promise<Line[]> {
   const sizes = ["10000x1", "10000x10", "100000x10", "100000x50", "100000x200", "1000000x10"]
-  return measurements(await program("recovery.ts", "nodes", ...sizes)).flatMap((one): Line[] => {
-    const asked = { section: SECTION, better: "less" as const, unit: "s" }
-    const { ours, stock } = one
-    const least = one.records >= 100_000 ? 2 : 1
-    const rows = [
-      { key: "first", what: "recovery of nodes, records only their owners hold", least },
-      { key: "alike", what: "recovery of nodes, all hold the same", least },
-      { key: "killed", what: "kill -9 of a member until NORMAL", least: 1 },
-    ] as const
-    const lines = rows.flatMap(({ key, what, least }) => {
-      const [mine, theirs] = [ours[key], stock[key]]
-      if (mine === undefined || theirs === undefined || !(mine > 0 && theirs > 0)) return []
-      return [compared({ ...asked, what: `${what}, ${sized(one)}`, least }, [mine], [theirs])]
-    })
-    const megabytes = (key: "megabytes" | "daemonMegabytes", what: string, few: { readonly least?: number } = {}) =>
-      compared(
-        { ...asked, what: `${what}, pages of their own, ${sized(one)}`, unit: "MB", ...few },
-        [ours[key]!],
-        [stock[key]!],
-      )
-    const few = one.records >= 1_000_000 ? { least: 4 } : {}
-    lines.push(megabytes("megabytes", "peak memory of the leader's recovery processes", few))
-    lines.push(megabytes("daemonMegabytes", "growth of the leader's daemon at its peak"))
-    if (ours.stallMs !== undefined && stock.stallMs !== undefined) {
-      const texts = [`${figure(ours.stallMs)} ms`, `${figure(stock.stallMs)} ms`] as const
-      const limit = { text: "<= 50 ms", holds: ours.stallMs <= 50 }
-      lines.push(limited(SECTION, `longest stall of a node's loop, ${sized(one)}`, texts, limit))
-    }
-    return lines
+  const found = measurements(await program("recovery.ts", "nodes", ...sizes))
+  const growth = growthLines(found, "first", "recovery of nodes, records only their owners hold")
+  return [...found.flatMap(linesOfNodes), ...growth]
+}
+
+function linesOfNodes(one: Measurement): Line[] {
+  const asked = { section: SECTION, better: "less" as const, unit: "s" }
+  const { ours, stock } = one
+  const least = one.records >= 100_000 ? 2 : 1
+  const rows = [
+    { key: "first", what: "recovery of nodes, records only their owners hold", least },
+    { key: "alike", what: "recovery of nodes, all hold the same", least },
+    { key: "killed", what: "kill -9 of a member until NORMAL", least: 1 },
+  ] as const
+  const lines = rows.flatMap(({ key, what, least }) => {
+    const [mine, theirs] = [ours[key], stock[key]]
+    if (mine === undefined || theirs === undefined || !(mine > 0 && theirs > 0)) return []
+    return [compared({ ...asked, what: `${what}, ${sized(one)}`, least }, [mine], [theirs])]
   })
+  const megabytes = (key: "megabytes" | "daemonMegabytes", what: string, few: { readonly least?: number } = {}) =>
+    compared(
+      { ...asked, what: `${what}, pages of their own, ${sized(one)}`, unit: "MB", ...few },
+      [ours[key]!],
+      [stock[key]!],
+    )
+  const few = one.records >= 1_000_000 ? { least: 4 } : {}
+  lines.push(megabytes("megabytes", "peak memory of the leader's recovery processes", few))
+  lines.push(megabytes("daemonMegabytes", "growth of the leader's daemon at its peak"))
+  if (ours.stallMs !== undefined && stock.stallMs !== undefined) {
+    const texts = [`${figure(ours.stallMs)} ms`, `${figure(stock.stallMs)} ms`] as const
+    const limit = { text: "<= 50 ms", holds: ours.stallMs <= 50 }
+    lines.push(limited(SECTION, `longest stall of a node's loop, ${sized(one)}`, texts, limit))
+  }
+  return lines
 }
 
 export async function startLines(): Promise<Line[]> {
