@@ -4,9 +4,9 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test"
 import { join } from "node:path"
 import { Client } from "../../lib/client/client.ts"
-import { GLock } from "../../lib/client/g-lock.ts"
+import { GLock, listGLocks } from "../../lib/client/g-lock.ts"
 import { MixedCluster } from "./nodes.ts"
-import { stockInstalled } from "./stock.ts"
+import { stockInstalled, waitUntil } from "./stock.ts"
 
 /** The lock of the stock generator. */
 const NAME = "testkey"
@@ -92,4 +92,37 @@ describe.skipIf(!stockInstalled)("one lock that all want", () => {
       console.log(what, JSON.stringify(loops))
     }, 300_000)
   }
+
+  test("a lock that was found granted is not given back when word of the grant comes late", async () => {
+    const clients = await Promise.all(cluster.pnns.map((pnn) => Client.connect({ socket: cluster.node(pnn).socket })))
+    const [giver, taker, third] = clients as [Client, Client, Client]
+    try {
+      const wanted = { name: "late", type: "write" } as const
+      const held = await GLock.acquire(giver, wanted)
+      const waiting = GLock.acquire(taker, wanted)
+      const waiters = async () =>
+        (await listGLocks(third)).locks.find(({ name }) => Buffer.from(name).toString() === "late")?.waiters.length
+      await waitUntil("the waiter", async () => (await waiters()) === 1)
+      // Longer than a turn with a lock: it is granted, not let go.
+      await Bun.sleep(50)
+      const late: (() => void)[] = []
+      const send = giver.sendMessage.bind(giver)
+      giver.sendMessage = (...message) => {
+        late.push(() => send(...message))
+      }
+      await held.release()
+      const taken = await waiting
+      giver.sendMessage = send
+      expect(late.length).toBe(1)
+      for (const each of late) each()
+      // This asks the taker, which answers after it has had the message.
+      await listGLocks(giver)
+      const tried = await GLock.acquire(third, { ...wanted, timeoutMs: 300 }).catch((error: Error) => error)
+      expect(tried).toMatchObject({ code: "ETIMEDOUT" })
+      await taken.release()
+      await (await GLock.acquire(third, wanted)).release()
+    } finally {
+      await Promise.all(clients.map((client) => client.close()))
+    }
+  }, 300_000)
 })
