@@ -476,16 +476,16 @@ export class WaitingDesk {
       return
     }
     const lock = lockKey(key)
-    const held = this.held.get(self.ticket)
-    if (held !== undefined && !this.takings.has(self.ticket)) {
+    if (!this.takings.has(self.ticket)) {
+      const held = this.held.get(self.ticket)
+      if (held === undefined) {
+        this.onUnwanted(self, queue, lock)
+        return
+      }
       // It was found in the record before this came, and is in use: only who waits behind it is news.
       const earlier = queue.map((waiter) => held.find((other) => sameLock(other, waiter)) ?? waiter)
       const later = held.filter((waiter) => !earlier.includes(waiter))
       this.holds(self.ticket, [...earlier, ...later])
-      return
-    }
-    if (!this.takings.has(self.ticket)) {
-      this.onUnwanted(self, queue, lock)
       return
     }
     // It is ours from now on, and the next packet may be somebody who asks for it. Between two waits it is found in the record.

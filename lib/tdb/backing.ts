@@ -127,7 +127,6 @@ interface Window {
  * recoveries), which makes a cut that has happened a typed error. It is not looked at in single operations: a system call is twice
  * as long as a store. Files that several programs use are never to be replaced in place; rename(2) leaves the old one whole.
  */
-
 export class FileBacking implements Backing {
   readonly onDisk = true
   words = new Int32Array(0)
