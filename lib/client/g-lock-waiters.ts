@@ -92,7 +92,7 @@ export function idOf(waiter: WaiterPlace): ServerId {
 }
 
 /**
- * How a wait ended. "granted": the lock is ours. "woken": the holder has released. With both comes the queue behind us. "late": we are in
+ * How a wait ended. "granted": the record names us. "woken": the holder has released. With both comes the queue behind us. "late": we are in
  * its queue, but it takes long. "deaf": no answer, so it may be dead.
  */
 export type Waited =

@@ -78,8 +78,6 @@ export class GLock {
     readonly id: ServerId,
     private readonly desk: WaitingDesk,
     private readonly ticket: number,
-    /** The lock was granted, so its record is elsewhere: on its way here. */
-    private readonly coming: Promise<void> | undefined,
   ) {}
 
   /**
@@ -98,8 +96,7 @@ export class GLock {
     } finally {
       desk.ends(taking.ticket)
     }
-    const coming = taking.granted ? bringHere(database, taking.key.bytes) : undefined
-    return new GLock(options.name, options.type, client, database, taking.key, taking.id, desk, taking.ticket, coming)
+    return new GLock(options.name, options.type, client, database, taking.key, taking.id, desk, taking.ticket)
   }
 
   /** Lets go; who waits is woken or has it now. A second call does nothing. @throws as acquire() */
@@ -108,7 +105,6 @@ export class GLock {
     this.released = true
     // While it is held still: after the release a turn of the loop would end the client's turn with the lock.
     if (++releases % RELEASES_PER_TURN === 0) await new Promise<void>((resolve) => setImmediate(resolve))
-    if (this.coming !== undefined) await this.coming
     const { database, key, desk, ticket } = this
     const left = await removeHolder(this.client, database, desk, ticket, key, this.id, waiting)
     if (left.format === "samba" && left.watchers.length > 0) {
@@ -193,16 +189,6 @@ function giveBack(
   })
 }
 
-/** Has the record moved here while its lock is used, so that the release need not wait for it. */
-async function bringHere(database: Database, key: Uint8Array): Promise<void> {
-  try {
-    const record = await database.fetchLock(key)
-    record.unlock()
-  } catch {
-    // The release tries again, and tells why.
-  }
-}
-
 /** One attempt to get a lock. */
 class Taking {
   readonly key: LockKey
@@ -212,8 +198,6 @@ class Taking {
   private readonly deadline: number
   /** Waiters whom the last holder has handed to us. */
   private queue: readonly WaiterPlace[] = []
-  /** The last holder has written us into the record: it lies on that node. */
-  granted = false
   /** Holders in whose queues we may be. */
   private readonly asked: ServerId[] = []
   private readonly since = performance.now()
@@ -252,7 +236,9 @@ class Taking {
         if (performance.now() > this.deadline) {
           throw new DatabaseError(this.database.name, "ETIMEDOUT", `lock ${this.options.name} was not free in time`)
         }
-        const record = this.granted ? undefined : await this.look()
+        // Also one that was granted: the record with our entry is on the last holder's node, and would be lost with it. Here it is as safe
+        // as we are, since every later copy names us.
+        const record = await this.look()
         if (record === undefined) {
           this.desk.takes(this.key, this.ticket, this.queue)
           return
@@ -260,6 +246,7 @@ class Taking {
         // Who was handed to us waits for somebody else now, and has to find out whom.
         this.desk.wakeAll(this.queue)
         this.queue = []
+        this.desk.released(this.ticket, false, this.key)
         await this.wait(record, looks)
       }
     } catch (error) {
@@ -288,7 +275,7 @@ class Taking {
       for (const id of this.dead) now = withoutHolder(now, id)
       this.dead.length = 0
       this.id = (now.format === "free" ? format : now.format) === "samba" ? this.sambaId : this.ctdbId
-      // Granted while nobody listened.
+      // Granted.
       if (holdersOf(now).some(({ id }) => sameServer(id, this.id))) return undefined
       if (this.blockers(now).length === 0) {
         if (now.format === "samba") now = this.withoutWatcher(now)
@@ -335,7 +322,6 @@ class Taking {
     if (!this.asked.some((id) => sameServer(id, holder))) this.asked.push(holder)
     const waited = await this.desk.waitFor(holder, self, Math.min(DEAF_MS, limit), limit, options.signal)
     if (waited.end === "granted" || waited.end === "woken") this.queue = waited.queue
-    this.granted = waited.end === "granted"
     return waited.end
   }
 

@@ -179,13 +179,21 @@ export class Transaction {
       // The recovery that cut it off has given all nodes the old state or the new one: the number says which.
       const local = await this.whileActive(UNKNOWN, (signal) => this.database.localRecord(SEQUENCE_KEY, { signal }))
       const now = this.sequenceOf(local)
-      if (equal(now, after)) return
+      if (equal(now, after) && (await this.whileActive(UNKNOWN, (signal) => this.isThere(signal)))) return
       if (!equal(now, before)) {
         await this.lock.release()
         throw new DatabaseError(this.database.name, "EIO", "another commit came between: sequence number mismatch")
       }
       await Bun.sleep(pauseMs)
     }
+  }
+
+  /** Whether the local file has all that this transaction changes: the number alone does not tell whose commit it counts. */
+  private async isThere(signal: AbortSignal): Promise<boolean> {
+    for (const { key, value } of this.changes.values()) {
+      if (!sameData(await this.database.localRecord(key, { signal }), value.subarray(HEADER_SIZE))) return false
+    }
+    return true
   }
 
   /** What comes of `work`, unless the node turns out to be banned or stopped: that may last, and a stock client waits for its end. */

@@ -5,7 +5,7 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test"
 import { join } from "node:path"
 import { Client } from "../../lib/client/client.ts"
 import { GLock, listGLocks } from "../../lib/client/g-lock.ts"
-import { MixedCluster } from "./nodes.ts"
+import { GONE, MixedCluster } from "./nodes.ts"
 import { stockInstalled, waitUntil } from "./stock.ts"
 
 /** The lock of the stock generator. */
@@ -118,6 +118,33 @@ describe.skipIf(!stockInstalled)("one lock that all want", () => {
       // This asks the taker, which answers after it has had the message.
       await listGLocks(giver)
       const tried = await GLock.acquire(third, { ...wanted, timeoutMs: 300 }).then(() => "it has two holders", String)
+      expect(tried).toContain("was not free in time")
+      await taken.release()
+      await (await GLock.acquire(third, wanted)).release()
+    } finally {
+      await Promise.all(clients.map((client) => client.close()))
+    }
+  }, 300_000)
+
+  test("a lock that a node handed over before it died has one holder", async () => {
+    const clients = await Promise.all(cluster.pnns.map((pnn) => Client.connect({ socket: cluster.node(pnn).socket })))
+    const [third, giver, taker] = clients as [Client, Client, Client]
+    try {
+      const wanted = { name: "handed over", type: "write" } as const
+      const held = await GLock.acquire(giver, wanted)
+      const waiting = GLock.acquire(taker, wanted)
+      const waiters = async () =>
+        (await listGLocks(third)).locks.find(({ name }) => Buffer.from(name).toString() === "handed over")?.waiters
+          .length
+      await waitUntil("the waiter", async () => (await waiters()) === 1)
+      // Longer than a turn with a lock: it is granted, not let go.
+      await Bun.sleep(50)
+      const killed = waiting.then(() => cluster.kill(1))
+      await held.release()
+      const taken = await waiting
+      await killed
+      await cluster.settled({ observers: [0, 2], flags: [0, GONE, 0] })
+      const tried = await GLock.acquire(third, { ...wanted, timeoutMs: 2000 }).then(() => "it has two holders", String)
       expect(tried).toContain("was not free in time")
       await taken.release()
       await (await GLock.acquire(third, wanted)).release()
