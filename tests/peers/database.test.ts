@@ -13,11 +13,11 @@ import { ltdbHeader } from "../../lib/protocol/structs.ts"
 import { Random } from "../simulation/world.ts"
 import type { Job, Report } from "./client-worker.ts"
 import { type Kind, MixedCluster } from "./nodes.ts"
-import { stockInstalled, waitUntil } from "./stock.ts"
+import { SMALL_TABLES, stockInstalled, waitUntil } from "./stock.ts"
 
 const COUNT_MS = process.env.CTDB_SOAK === undefined ? 6000 : 180_000
 const WORKER = join(import.meta.dir, "client-worker.ts")
-const TUNABLES = ["VacuumInterval=100000", "RerecoveryTimeout=1"]
+const TUNABLES = ["VacuumInterval=100000", "RerecoveryTimeout=1", SMALL_TABLES]
 const utf8 = new TextEncoder()
 const text = new TextDecoder()
 
@@ -147,7 +147,7 @@ describe.skipIf(!stockInstalled)("nine client processes", () => {
       `count exactly on ${kinds.join(", ")}, led by ${leader}: recoveries, vacuuming every second, freezes`,
       async () => {
         // Every other vacuuming run reads the whole database.
-        const tunables = ["VacuumInterval=1", "VacuumFastPathCount=1", "RerecoveryTimeout=1"]
+        const tunables = ["VacuumInterval=1", "VacuumFastPathCount=1", "RerecoveryTimeout=1", SMALL_TABLES]
         const cluster = await start(prefix, kinds, tunables)
         for (const pnn of cluster.pnns) {
           if (kinds[pnn] !== leader) expect((await cluster.node(pnn).tool("setleaderrole", "off")).status).toBe(0)

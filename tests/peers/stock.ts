@@ -10,6 +10,12 @@ const CTDB = "/usr/bin/ctdb"
 /** Whether the stock programs are there at all. */
 export const stockInstalled = existsSync(CTDBD) && existsSync(CTDB)
 
+/**
+ * A line of ctdb.tunables for clusters in which tables of the default size prove nothing: 100,001 chains are 4 MB of mutexes, which
+ * each node makes and looks at for every database.
+ */
+export const SMALL_TABLES = "DatabaseHashSize=10007"
+
 export interface StockOptions {
   /** The node's own CTDB_BASE: an existing, empty directory, or one that a node was stopped in. */
   readonly base: string
