@@ -99,6 +99,17 @@ export class GLock {
     return new GLock(options.name, options.type, client, database, taking.key, taking.id, desk, taking.ticket)
   }
 
+  /** Whether the record names us still. A node that was banned or stopped comes back to a cluster that has gone on without it. @throws as acquire() */
+  async isHeld(waiting: Waiting = {}): Promise<boolean> {
+    const locked = this.database.fetchLock(this.key.bytes, "write", waiting)
+    const record = locked instanceof Promise ? await locked : locked
+    try {
+      return holdersOf(parse(this.database, record.copy())).some(({ id }) => sameServer(id, this.id))
+    } finally {
+      record.unlock()
+    }
+  }
+
   /** Lets go; who waits is woken or has it now. A second call does nothing. @throws as acquire() */
   async release(waiting: Waiting = {}): Promise<void> {
     if (this.released) return

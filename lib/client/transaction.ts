@@ -135,8 +135,8 @@ export class Transaction {
   /**
    * Makes all changes, on all nodes, and releases the lock. When it resolves they are there; a commit that fails while a recovery runs is
    * tried again for as long as it takes. With nothing changed it is cancel().
-   * @throws DatabaseError EIO: somebody else's commit came between, or the node was banned or stopped: the message says whether the outcome
-   *   is known, and the lock is released when the node is back. ControlError "closed": the outcome is not known
+   * @throws DatabaseError EIO: somebody else's commit came between, or the node is or was banned or stopped: the message says whether the
+   *   outcome is known, and the lock is released when the node is back. ControlError "closed": the outcome is not known
    */
   async commit(): Promise<void> {
     this.refuseEnded()
@@ -167,6 +167,13 @@ export class Transaction {
   private async send(payload: Uint8Array, before: Word64, after: Word64): Promise<void> {
     const { session } = this.client
     for (let pauseMs = RETRY_FIRST_MS; ; pauseMs = Math.min(2 * pauseMs, RETRY_MAX_MS)) {
+      if (!(await this.whileActive("nothing was committed", (signal) => this.lock.isHeld({ signal })))) {
+        throw new DatabaseError(
+          this.database.name,
+          "EIO",
+          "the cluster went on without this node: nothing was committed",
+        )
+      }
       const reply = await this.whileActive(UNKNOWN, (signal) =>
         cancellable<ControlReply>(signal, (resolve) =>
           session.request("TRANS3_COMMIT", session.pnn, { payload }, resolve),

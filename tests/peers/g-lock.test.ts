@@ -3,8 +3,10 @@
 
 import { afterAll, beforeAll, describe, expect, test } from "bun:test"
 import { join } from "node:path"
+import { attach } from "../../lib/client/attach.ts"
 import { Client } from "../../lib/client/client.ts"
 import { GLock, listGLocks } from "../../lib/client/g-lock.ts"
+import { Transaction } from "../../lib/client/transaction.ts"
 import { GONE, MixedCluster } from "./nodes.ts"
 import { stockInstalled, waitUntil } from "./stock.ts"
 
@@ -121,6 +123,30 @@ describe.skipIf(!stockInstalled)("one lock that all want", () => {
       expect(tried).toContain("was not free in time")
       await taken.release()
       await (await GLock.acquire(third, wanted)).release()
+    } finally {
+      await Promise.all(clients.map((client) => client.close()))
+    }
+  }, 300_000)
+
+  test("a transaction whose node was out of the cluster meanwhile commits nothing", async () => {
+    const clients = await Promise.all([0, 1].map((pnn) => Client.connect({ socket: cluster.node(pnn).socket })))
+    const name = "left-out.tdb"
+    const [there, out] = await Promise.all(clients.map((client) => attach(client, name, { kind: "persistent" })))
+    const key = (text: string) => Buffer.from(text)
+    try {
+      const cut = await Transaction.start(clients[1]!, out!)
+      await cut.store(key("a"), key("of the cut one"))
+      expect((await cluster.node(1).tool("stop")).status).toBe(0)
+      const other = await Transaction.start(clients[0]!, there!)
+      await other.store(key("b"), key("of the other"))
+      await other.commit()
+      expect((await cluster.node(1).tool("continue")).status).toBe(0)
+      await cluster.allOk()
+      expect(await cut.commit().catch(String)).toContain("nothing was committed")
+      for (const database of [there!, out!]) {
+        expect(await database.fetch(key("a"))).toBeUndefined()
+        expect(Buffer.from((await database.fetch(key("b")))!).toString()).toBe("of the other")
+      }
     } finally {
       await Promise.all(clients.map((client) => client.close()))
     }
