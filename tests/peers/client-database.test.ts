@@ -307,6 +307,12 @@ describe.skipIf(!stockInstalled).each(clusters)("our client on nodes on %s: %s, 
         const stock = async (node: number) => {
           for (let i = 0; i < rounds; i++) await tool(node, "pstore", name, `stock ${node}`, String(i))
         }
+        // A node that attached it tells the others, and does not wait for them.
+        for (const node of [1, 2]) {
+          await waitUntil(`${name} on node ${node}`, async () =>
+            (await tool(node, "getdbmap")).includes(`name:${name}`),
+          )
+        }
         const ours = [0, 1].map((node) => work(node, name, { job: "transact", kind, rounds }))
         const theirs = [stock(1), stock(2)]
         await tool(0, "recover")
