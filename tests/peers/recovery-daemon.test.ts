@@ -11,7 +11,7 @@ import { INCOMPATIBLE_HASH, MUTEX_LOCKING, NOSYNC } from "../../lib/tdb/format.t
 import { openTdb } from "../../lib/tdb/tdb.ts"
 import { values } from "./database-contents.ts"
 import { type Kind, MixedCluster } from "./nodes.ts"
-import { stockInstalled } from "./stock.ts"
+import { SMALL_TABLES, stockInstalled } from "./stock.ts"
 
 setDefaultTimeout(400_000)
 
@@ -25,7 +25,7 @@ const COUNTING_MS = SOAK ? 180_000 : 15_000
 const BIG = 64 * 1024 * 1024
 
 const numberIn = (data: Uint8Array): number => (data.length < 4 ? 0 : Buffer.from(data).readUInt32LE())
-const TUNABLES = ["VacuumInterval=10000", "RerecoveryTimeout=2"]
+const TUNABLES = ["VacuumInterval=10000", "RerecoveryTimeout=2", SMALL_TABLES]
 
 for (const [index, kinds] of compositions.entries()) {
   describe.skipIf(!stockInstalled)(kinds.join(", "), () => {

@@ -10,14 +10,14 @@ import { binary } from "../binary.ts"
 import { type StockCluster, startStockCluster } from "./cluster.ts"
 import { contents, values } from "./database-contents.ts"
 import type { Fault } from "./recovery-proxy.ts"
-import { type StockNode, startStockNode, stockInstalled, waitUntil } from "./stock.ts"
+import { SMALL_TABLES, type StockNode, startStockNode, stockInstalled, waitUntil } from "./stock.ts"
 
 setDefaultTimeout(180_000)
 
 const directory = mkdtempSync(join(tmpdir(), "ctdb-recovery-"))
 const helper = join(directory, "ctdb_recovery_helper")
 const DATABASES = ["v.tdb", "p.tdb", "r.tdb"]
-const TUNABLES = ["VacuumInterval=10000", "RerecoveryTimeout=1"]
+const TUNABLES = ["VacuumInterval=10000", "RerecoveryTimeout=1", SMALL_TABLES]
 
 beforeAll(() => symlinkSync(binary, helper))
 afterAll(() => rmSync(directory, { recursive: true, force: true }))
