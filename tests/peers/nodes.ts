@@ -279,10 +279,24 @@ export class MixedCluster {
   }
 
   /**
-   * Asks every observer with the stock tool; throws if one says anything but: these flags, NORMAL, the leader, one
-   * generation.
+   * Asks every observer with the stock tool until all say the same: these flags, NORMAL, the leader, one generation. A leader that looked
+   * at a node just before its flags changed spreads the old ones once more. @throws the last complaint
    */
-  async checkWithStockTool({ observers, flags }: Expected): Promise<void> {
+  async checkWithStockTool(expected: Expected): Promise<void> {
+    let complaint: unknown
+    const agreed = async () => {
+      complaint = undefined
+      await this.lookWithStockTool(expected).catch((error: unknown) => {
+        complaint = error
+      })
+      return complaint === undefined
+    }
+    await waitUntil("agreement", agreed, 30_000).catch((error: unknown) => {
+      throw complaint ?? error
+    })
+  }
+
+  private async lookWithStockTool({ observers, flags }: Expected): Promise<void> {
     const generations = new Set<string>()
     for (const pnn of observers) {
       const [machine, plain] = await Promise.all([this.node(pnn).tool("-X", "status"), this.node(pnn).tool("status")])
