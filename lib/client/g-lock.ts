@@ -247,6 +247,8 @@ class Taking {
         if (performance.now() > this.deadline) {
           throw new DatabaseError(this.database.name, "ETIMEDOUT", `lock ${this.options.name} was not free in time`)
         }
+        const pausing = looks === 0 ? undefined : this.desk.pausing(this.key)
+        if (pausing !== undefined) await pausing
         // Also one that was granted: the record with our entry is on the last holder's node, and would be lost with it. Here it is as safe
         // as we are, since every later copy names us.
         const record = await this.look()

@@ -3,7 +3,7 @@
 //
 //   bun tests/bench/table.ts [--only PART[,PART...]]    no words: all of it
 //
-// What a part finds is kept in dist/performance/PART.json, so that one part can be measured again without the others. Parts are:
+// What a part finds is kept in docs/performance/PART.json, so that one part can be measured again without the others. Parts are:
 // the generators of `ctdb bench` (single-record contention g-lock persistent ring spread readonly messages), traverse, memory, pressure, stall, syncs,
 // import, engine, helper, nodes, start.
 
@@ -17,7 +17,7 @@ import { page } from "./table/page.ts"
 import { engineLines, helperLines, nodeRecoveryLines, startLines } from "./table/programs.ts"
 
 const root = join(import.meta.dir, "../..")
-const kept = join(root, "dist", "performance")
+const kept = join(root, "docs", "performance")
 
 /** Why a row is below its target, where that is known; printed beside those that are. */
 const REASONS: readonly (readonly [start: RegExp, reason: string])[] = [
@@ -104,7 +104,7 @@ function keep(name: string, lines: readonly Line[], complaints: readonly string[
   const now = performance.now()
   const part: Part = { lines, complaints, load: loadavg()[0] ?? 0, seconds: Math.round((now - since) / 1000) }
   since = now
-  writeFileSync(join(kept, `${name}.json`), JSON.stringify(part, null, 1))
+  writeFileSync(join(kept, `${name}.json`), `${JSON.stringify(part, null, 2)}\n`)
   console.error(`${new Date().toISOString()} ${name}: ${part.lines.length} rows, ${part.seconds} s`)
 }
 

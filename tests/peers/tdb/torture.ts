@@ -68,6 +68,9 @@ function openOurs(): Engine {
   }
 }
 
+/** libtdb's number of a write lock that may not be taken (TDB_ERR_RDONLY). */
+const RDONLY = 10
+
 function openTheirs(): Engine {
   const db = LibTdb.open(file, Number(hashSize), flags, 0o102)
   if (db === null) throw new Error("libtdb cannot open it")
@@ -82,7 +85,14 @@ function openTheirs(): Engine {
     delete: (key) => void db.delete(key),
     append: (key, data) => must(db.append(key, data), "append"),
     walk(visit) {
-      const records = db.records()
+      let records = db.records()
+      // Somebody was killed in a commit: a read traverse may not take the lock that undoing it needs; a chain lock does that first.
+      for (let attempt = 0; records === null && db.error() === RDONLY && attempt < 10; attempt++) {
+        const key = Buffer.from("recovery")
+        must(db.lockChain(key), "chainlock")
+        must(db.unlockChain(key), "chainunlock")
+        records = db.records()
+      }
       if (records === null) throw new Error(`libtdb: traverse failed with error ${db.error()}`)
       for (const { key, data } of records) visit(key, data)
     },
