@@ -9,11 +9,12 @@ import { GLock } from "../../lib/client/g-lock.ts"
 import { Transaction } from "../../lib/client/transaction.ts"
 import type { SocketConnection } from "../../lib/net/connection.ts"
 import { type Listener, listenUnix } from "../../lib/net/unix.ts"
-import { encode } from "../../lib/protocol/codec.ts"
+import { decode, encode } from "../../lib/protocol/codec.ts"
 import { NodeFlag } from "../../lib/protocol/constants.ts"
 import { controlByOpcode, controls } from "../../lib/protocol/controls.ts"
 import { databaseId } from "../../lib/protocol/hash.ts"
 import { decodePacket, encodePacket, Operation, type Packet, type ReqControl } from "../../lib/protocol/packet.ts"
+import { recBuffer } from "../../lib/protocol/structs.ts"
 import { openTdb, type Tdb } from "../../lib/tdb/tdb.ts"
 import { temporaryDirectory } from "../net/streams.ts"
 
@@ -199,15 +200,28 @@ describe("commit", () => {
   test("ended by a recovery that has kept it: done", async () => {
     daemon.setSequence(41)
     let commits = 0
-    daemon.onCommit = () => {
+    daemon.onCommit = (payload) => {
       commits++
+      for (const { key, data } of decode(recBuffer, payload).records) daemon.database.store(key, data)
+      return 2
+    }
+    const transaction = await start()
+    await transaction.store(Buffer.from("k"), u32(1))
+    await transaction.delete(Buffer.from("missing"))
+    await transaction.commit()
+    expect(commits).toBe(1)
+    expect(lockRecord()).toBe("00".repeat(24))
+  })
+
+  test("ended with the number of another's commit, which is one more, too: an error, and the lock is free", async () => {
+    daemon.setSequence(41)
+    daemon.onCommit = () => {
       daemon.setSequence(42)
       return 2
     }
     const transaction = await start()
     await transaction.store(Buffer.from("k"), u32(1))
-    await transaction.commit()
-    expect(commits).toBe(1)
+    expect(await transaction.commit().catch(String)).toContain("another commit came between")
     expect(lockRecord()).toBe("00".repeat(24))
   })
 
