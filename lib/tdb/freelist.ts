@@ -332,6 +332,9 @@ function carve(db: Tdb, offset: number, last: number, recLen: number, want: numb
   if (recLen < want + MIN_CARVE) {
     if (unlistInside(db, offset + RECORD_HEADER, end)) return -1
     db.put(last, db.get(offset + AT_NEXT))
+    // Of the record that it was, which may have been longer: a kill before the new ones are there leaves a whole record.
+    db.put(offset + AT_KEY_LEN, 0)
+    db.put(offset + AT_DATA_LEN, 0)
     db.put(offset + AT_MAGIC, LIVE)
     // Somebody may have died in a merge before it had one.
     putTailer(db, offset, recLen)

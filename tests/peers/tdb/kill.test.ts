@@ -8,7 +8,7 @@ import { afterAll, expect, test } from "bun:test"
 import { mkdtempSync, readFileSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
-import { check, openTdb, type Tdb } from "../../../lib/tdb/tdb.ts"
+import { check, openTdb, type Tdb, traverseRead } from "../../../lib/tdb/tdb.ts"
 import { firstSeed, Random, soak } from "../../tdb/random.ts"
 import { waitUntil } from "../stock.ts"
 
@@ -164,6 +164,8 @@ SCENES.forEach(([name, flags, hashSize, what], n) => {
 function expectSound(db: Tdb, clean: boolean): void {
   // The allrecord lock is ours for the length of the check: no change is half done but those of the dead.
   const findings = check(db).findings.map(String)
-  const grave = findings.filter((text) => clean || !/in no list|invalid tailer|Dead|dead/.test(text))
-  expect(grave).toEqual([])
+  // libtdb takes a free record that was made smaller with the lengths of what was in it once; in a chain it would end the walk.
+  const leaked = /in no list|invalid tailer|Dead|dead|too short for contents/
+  expect(findings.filter((text) => clean || !leaked.test(text))).toEqual([])
+  traverseRead(db, () => {})
 }
