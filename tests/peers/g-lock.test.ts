@@ -5,7 +5,7 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test"
 import { join } from "node:path"
 import { attach } from "../../lib/client/attach.ts"
 import { Client } from "../../lib/client/client.ts"
-import { GLock, listGLocks } from "../../lib/client/g-lock.ts"
+import { GLock, type GLockOptions, listGLocks } from "../../lib/client/g-lock.ts"
 import { Transaction } from "../../lib/client/transaction.ts"
 import { GONE, MixedCluster } from "./nodes.ts"
 import { stockInstalled, waitUntil } from "./stock.ts"
@@ -61,6 +61,23 @@ async function published(program: string, socket: string): Promise<Loop> {
   return { locks: count, longestMs }
 }
 
+/** A lock that one client holds for longer than a turn with it, with another in its queue: its release is a grant. */
+async function aboutToBeGranted(
+  wanted: GLockOptions,
+  holder: Client,
+  waiter: Client,
+  looker: Client,
+): Promise<{ readonly held: GLock; readonly waiting: Promise<GLock> }> {
+  const held = await GLock.acquire(holder, wanted)
+  const waiting = GLock.acquire(waiter, wanted)
+  await waitUntil("the waiter", async () => {
+    const { locks } = await listGLocks(looker)
+    return locks.find(({ name }) => Buffer.from(name).toString() === wanted.name)?.waiters.length === 1
+  })
+  await Bun.sleep(50)
+  return { held, waiting }
+}
+
 describe.skipIf(!stockInstalled)("one lock that all want", () => {
   const cluster = new MixedCluster("127.73.20.", ["ours", "ours", "stock"], { lock: true })
   const program = join(cluster.directory, "published")
@@ -100,13 +117,7 @@ describe.skipIf(!stockInstalled)("one lock that all want", () => {
     const [giver, taker, third] = clients as [Client, Client, Client]
     try {
       const wanted = { name: "late", type: "write" } as const
-      const held = await GLock.acquire(giver, wanted)
-      const waiting = GLock.acquire(taker, wanted)
-      const waiters = async () =>
-        (await listGLocks(third)).locks.find(({ name }) => Buffer.from(name).toString() === "late")?.waiters.length
-      await waitUntil("the waiter", async () => (await waiters()) === 1)
-      // Longer than a turn with a lock: it is granted, not let go.
-      await Bun.sleep(50)
+      const { held, waiting } = await aboutToBeGranted(wanted, giver, taker, third)
       const late: (() => void)[] = []
       const send = giver.sendMessage.bind(giver)
       giver.sendMessage = (...message) => {
@@ -157,14 +168,7 @@ describe.skipIf(!stockInstalled)("one lock that all want", () => {
     const [third, giver, taker] = clients as [Client, Client, Client]
     try {
       const wanted = { name: "handed over", type: "write" } as const
-      const held = await GLock.acquire(giver, wanted)
-      const waiting = GLock.acquire(taker, wanted)
-      const waiters = async () =>
-        (await listGLocks(third)).locks.find(({ name }) => Buffer.from(name).toString() === "handed over")?.waiters
-          .length
-      await waitUntil("the waiter", async () => (await waiters()) === 1)
-      // Longer than a turn with a lock: it is granted, not let go.
-      await Bun.sleep(50)
+      const { held, waiting } = await aboutToBeGranted(wanted, giver, taker, third)
       const killed = waiting.then(() => cluster.kill(1))
       await held.release()
       const taken = await waiting
