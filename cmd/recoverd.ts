@@ -10,6 +10,7 @@ import { logHost, openLogger } from "../lib/config/log-sinks.ts"
 import { nodesSource } from "../lib/config/nodes-file.ts"
 import { resolvePaths } from "../lib/config/paths.ts"
 import { setProcessName } from "../lib/sys/process.ts"
+import { liveLong } from "../lib/sys/runtime.ts"
 import { type PoptOption, parsePopt } from "./popt.ts"
 
 const options: readonly PoptOption[] = [
@@ -20,6 +21,7 @@ const options: readonly PoptOption[] = [
 const INTERNAL_ERROR_STATUS = 134
 
 export async function run(argv: readonly string[]): Promise<number> {
+  liveLong()
   const parsed = parsePopt(argv, options)
   const value = (long: string) =>
     parsed.kind === "options" ? parsed.seen.find(({ option }) => option.long === long)?.value : undefined

@@ -30,6 +30,7 @@ import { applyTunables, defaultTunables, loadTunables } from "../lib/config/tuna
 import { realScheduler } from "../lib/net/scheduler.ts"
 import { type Listener, listenUnix } from "../lib/net/unix.ts"
 import { getLimit, Limit, lockMemory, setLimit, setProcessName, setRealtimeScheduling } from "../lib/sys/process.ts"
+import { liveLong, longLived } from "../lib/sys/runtime.ts"
 import { selfCommand } from "../lib/sys/self.ts"
 import { type PoptOption, parsePopt } from "./popt.ts"
 import { versionText } from "./version.ts" with { type: "macro" }
@@ -78,6 +79,8 @@ interface Options {
 export async function run(argv: readonly string[]): Promise<number> {
   const parsed = parseOptions(argv)
   if (typeof parsed === "number") return parsed
+  const inBackground = process.env[BACKGROUND] !== undefined
+  if (parsed.foreground || inBackground) liveLong()
   let paths: Paths
   try {
     paths = resolvePaths(process.env)
@@ -86,7 +89,6 @@ export async function run(argv: readonly string[]): Promise<number> {
     process.stderr.write(`${error.message}\n`)
     return BROKEN_SETUP_STATUS
   }
-  const inBackground = process.env[BACKGROUND] !== undefined
   delete process.env[BACKGROUND]
   const loaded = loadConfigFile(paths.configFile, paths.etcDir)
   const start = startConfiguration(loaded)
@@ -177,7 +179,7 @@ function checkFiles(log: SinkLogger, paths: Paths, configuration: Configuration)
 async function startInBackground(argv: readonly string[], paths: Paths): Promise<number> {
   const { command, argv0 } = selfCommand("run", "ctdbd", argv)
   const child = Bun.spawn([...command], {
-    env: { ...process.env, [BACKGROUND]: "1" },
+    env: { ...process.env, ...longLived(), [BACKGROUND]: "1" },
     // In test mode the end of standard input ends the daemon; it must stay this process's.
     stdin: paths.testMode ? "inherit" : "ignore",
     stdout: "pipe",

@@ -10,6 +10,7 @@ import { connectTcp, listenTcp } from "../lib/net/tcp.ts"
 import { connectUnix } from "../lib/net/unix.ts"
 import type { Timeval } from "../lib/protocol/structs.ts"
 import { processExists } from "../lib/sys/process.ts"
+import { longLived } from "../lib/sys/runtime.ts"
 import { selfCommand } from "../lib/sys/self.ts"
 import { lockHelper } from "./cluster/lock-helper.ts"
 import { type DatabaseDirectories, databaseFiles } from "./database/files-disk.ts"
@@ -110,7 +111,7 @@ export function recoveryEnvironment(
 function startRecoveryDaemon(settings: NodeProcessSettings, onExit: (reason: string) => void): RecoveryProcess {
   const { command, argv0 } = selfCommand("recoverd", "ctdb_recoverd", settings.recoveryArguments)
   const child = Bun.spawn([...command], {
-    env: { ...process.env, ...settings.recoveryEnvironment },
+    env: { ...process.env, ...longLived(), ...settings.recoveryEnvironment },
     stdin: "ignore",
     stdout: "inherit",
     stderr: "inherit",
@@ -138,7 +139,12 @@ function notify(settings: NodeProcessSettings, event: string): void {
     settings.log.error(`Notification script ${path} is not executable.`)
     return
   }
-  const child = Bun.spawn([path, event], { stdin: "ignore", stdout: "inherit", stderr: "inherit" })
+  const child = Bun.spawn([path, event], {
+    env: process.env,
+    stdin: "ignore",
+    stdout: "inherit",
+    stderr: "inherit",
+  })
   void child.exited.then((status) => {
     if (status !== 0) settings.log.error(`Notification script ${path} failed for event ${event}: status ${status}`)
   })
@@ -159,6 +165,7 @@ function lockDebugger({
     try {
       const child = Bun.spawn([script, String(process.pid), what, path, mutexes ? "MUTEX" : "FCNTL"], {
         argv0: "debug_locks",
+        env: process.env,
         stdin: "ignore",
         stdout: "pipe",
         stderr: "pipe",

@@ -4,6 +4,7 @@
 import { mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
+import { longLived } from "../../lib/sys/runtime.ts"
 import { selfCommand } from "../../lib/sys/self.ts"
 import { Arena } from "./arena.ts"
 import { Histogram } from "./histogram.ts"
@@ -31,6 +32,7 @@ class Member {
     // A compiled binary of this name takes the program's word first.
     const words = argv0 === undefined ? ["_worker"] : ["bench", "_worker"]
     this.child = Bun.spawn([...command, ...words], {
+      env: { ...process.env, ...longLived() },
       stdin: "pipe",
       stdout: "pipe",
       stderr: "inherit",

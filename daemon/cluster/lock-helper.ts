@@ -40,6 +40,7 @@ class Attempt {
     const { command, argv0 } = commandOf(lock, settings.helper)
     try {
       this.child = Bun.spawn([...command], {
+        env: process.env,
         stdin: "ignore",
         stdout: "pipe",
         stderr: "pipe",

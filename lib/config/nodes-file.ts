@@ -124,6 +124,7 @@ function unreadable(source: string, error: unknown): Parsed<never> {
 function runNow(argv: readonly string[]): string {
   if (argv.length === 0) throw new Error("no command after the exclamation mark")
   const child = Bun.spawnSync([...argv], {
+    env: process.env,
     stdin: "ignore",
     stdout: "pipe",
     stderr: "inherit",
@@ -136,6 +137,7 @@ function runNow(argv: readonly string[]): string {
 async function run(argv: readonly string[]): Promise<string> {
   if (argv.length === 0) throw new Error("no command after the exclamation mark")
   const child = Bun.spawn([...argv], {
+    env: process.env,
     stdin: "ignore",
     stdout: "pipe",
     stderr: "inherit",

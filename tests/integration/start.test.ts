@@ -168,6 +168,32 @@ describe.skipIf(!stockInstalled)("a start with something wrong ends as the stock
   })
 })
 
+test("a node's process has the runtime's settings, an administrator's first; what it starts has only his", async () => {
+  const notify = (base: string) =>
+    writeFileSync(join(base, "notify.sh"), `#!/bin/sh\nenv > ${base}/environment.$1\n`, { mode: 0o755 })
+  const base = newBase({ prepare: notify })
+  const daemon = Bun.spawn([binary, "run", "-i"], {
+    env: { PATH: "/usr/bin:/bin", CTDB_TEST_MODE: "1", CTDB_BASE: base, MIMALLOC_PURGE_DELAY: "5000" },
+    stdin: "ignore",
+    stdout: "ignore",
+    stderr: "ignore",
+  })
+  try {
+    const seen = join(base, "environment.init")
+    await waitUntil("its notification", () => existsSync(seen) && readFileSync(seen, "utf8").includes("CTDB_BASE"))
+    const settings = (text: string) => text.split(/[\0\n]/).filter((line) => /^(MIMALLOC|BUN_JSC)_/.test(line))
+    // It is the process that was started, begun anew.
+    const own = settings(readFileSync(`/proc/${daemon.pid}/environ`, "utf8"))
+    expect(own).toContain("MIMALLOC_PURGE_DELAY=5000")
+    expect(own).toContain("MIMALLOC_PURGE_HOLES=0")
+    expect(own.length).toBeGreaterThan(3)
+    expect(settings(readFileSync(seen, "utf8"))).toEqual(["MIMALLOC_PURGE_DELAY=5000"])
+  } finally {
+    daemon.kill("SIGKILL")
+    await daemon.exited
+  }
+}, 60_000)
+
 describe("a node of a running cluster", () => {
   const cluster = new MixedCluster("127.21.71.", ["ours", "ours", "ours"], { lock: true })
   beforeAll(async () => {
