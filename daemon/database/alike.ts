@@ -24,8 +24,7 @@ export const NO_DMASTER = 0xffffffff
 /** Something in the group must be looked at record by record. */
 export const ODD = 0xfffffffe
 
-/** One piece of work ends after this time (ms), looked at every so many records. */
-const PIECE_MS = 5
+/** Records of one piece of work. */
 const RECORDS_PER_LOOK = 128
 
 /** The group of a record by the hash that its file keeps beside its key. */
@@ -99,7 +98,7 @@ abstract class Pieces implements Passage {
 
   step(): void {
     if (this.ended) return
-    const deadlineMs = this.environment.monotonicMs() + PIECE_MS
+    const deadlineMs = this.environment.workEndsMs()
     try {
       do {
         if (!this.piece()) {

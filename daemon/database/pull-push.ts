@@ -17,8 +17,7 @@ import { groupOf, isKept, storedHash } from "./alike.ts"
 import type { Database, Passage } from "./database.ts"
 import { decide, RecordHeader, storeRecord } from "./record.ts"
 
-/** One piece of work ends after this time (ms), looked at every RECORDS_PER_LOOK records. */
-const PIECE_MS = 5
+/** Records of one piece of work. */
 const RECORDS_PER_LOOK = 256
 /** Bytes of a record buffer of a pull: with its header a packet that every reader has a buffer for, over and over the same. */
 const PULL_BYTES = 60 * 1024
@@ -159,7 +158,7 @@ class Pull implements Passage {
 
   private piece(): void {
     const { environment, buffer } = this
-    const deadlineMs = environment.monotonicMs() + PIECE_MS
+    const deadlineMs = environment.workEndsMs()
     do {
       if (this.isHeldUp()) {
         environment.setTimer(RETRY_MS, () => this.step())
@@ -286,7 +285,7 @@ export class Push implements Passage {
   private receive(data: Uint8Array): void {
     if (this.failed !== undefined || this.ended) return
     // Where it is, if it can be stored at once: the view is gone when this turn is over.
-    if (!this.working && this.store(data, this.environment.monotonicMs() + PIECE_MS)) return
+    if (!this.working && this.store(data, this.environment.workEndsMs())) return
     this.queuedBytes += data.length
     if (this.queuedBytes > PUSH_BYTES_MAX) {
       this.fail(`${this.queuedBytes} bytes wait to be stored`)
@@ -306,11 +305,11 @@ export class Push implements Passage {
     this.at = 0
   }
 
-  /** Stores records for about PIECE_MS. */
+  /** Stores records as long as work may go on in this turn. */
   private step(): void {
     this.working = false
     if (this.ended) return
-    const deadlineMs = this.environment.monotonicMs() + PIECE_MS
+    const deadlineMs = this.environment.workEndsMs()
     for (;;) {
       const buffer = this.queue[0]
       if (buffer === undefined) break
@@ -345,8 +344,9 @@ export class Push implements Passage {
       this.at = BUFFER_HEAD
       this.left = count
     }
-    while (this.left > 0) {
-      if (this.left % RECORDS_PER_LOOK === 0 && this.environment.monotonicMs() >= deadlineMs) return false
+    for (let stored = 0; this.left > 0; stored++) {
+      const look = stored > 0 && stored % RECORDS_PER_LOOK === 0
+      if (look && this.environment.monotonicMs() >= deadlineMs) return false
       const wrong = this.attemptOne(buffer)
       if (wrong !== undefined) {
         this.fail(wrong)

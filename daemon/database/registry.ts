@@ -40,8 +40,6 @@ const KIND_FLAG: Readonly<Record<DatabaseKind, number>> = {
   persistent: DbFlag.PERSISTENT,
   replicated: DbFlag.REPLICATED,
 }
-/** Steps of recoveries may take so much of one turn of the loop (ms), or one of them more. */
-const STEPS_MS = 5
 /** Beginning of the mark of a database whose file has a defect. */
 const DAMAGED = "ERROR - damaged: "
 /** Clients whose attach waits for the end of a recovery. */
@@ -509,7 +507,7 @@ export class Databases {
   }
 
   private takeSteps(): void {
-    const untilMs = this.environment.monotonicMs() + STEPS_MS
+    const untilMs = this.environment.workEndsMs()
     do this.steps[0]?.()
     while (this.steps.shift() !== undefined && this.steps.length > 0 && this.environment.monotonicMs() < untilMs)
     if (this.steps.length > 0) this.environment.nextTurn(() => this.takeSteps())

@@ -14,6 +14,11 @@ export interface Scheduler {
   setTimer(delayMs: number, run: () => void): Timer
   /** Calls `run` in the next turn of the event loop, after what is queued already. */
   nextTurn(run: () => void): void
+  /**
+   * Until when (on the clock of monotonicMs) long work may go on in this turn, together with all other such work. Past it, one more piece is
+   * right: everything must get on.
+   */
+  workEndsMs(): number
 }
 
 /** Which queued packets go first: design decision 3. Lower is more urgent. */

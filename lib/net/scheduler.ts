@@ -1,5 +1,6 @@
 // The real clock and timers behind the Scheduler port. The simulator has its own.
 
+import { workEndsMs } from "../sys/turn.ts"
 import type { Scheduler, Timer } from "./ports.ts"
 
 /** The runtime's timers count in 32 bits, and one that is later than that fires at once (ms). */
@@ -18,4 +19,5 @@ export const realScheduler: Scheduler = {
   monotonicMs: () => performance.now(),
   setTimer: (delayMs, run) => new RealTimer(setTimeout(run, Math.min(Math.max(0, delayMs), LONGEST_MS))),
   nextTurn: (run) => void setImmediate(run),
+  workEndsMs,
 }

@@ -17,6 +17,8 @@ export type Pieces<T = void> = Generator<Waiting | null, T, undefined>
 export interface Turns {
   nextTurn(run: () => void): void
   monotonicMs(): number
+  /** Until when work may go on in this turn, where it shares the turn with other work. */
+  workEndsMs?(): number
 }
 
 /** Work that is under way. */
@@ -27,7 +29,7 @@ export interface Underway {
   abandon(): void
 }
 
-/** Pieces share a turn of the loop for so long (ms). */
+/** Where nobody says how long work may go on in a turn of the loop, it is so long (ms). */
 const TURN_MS = 3
 
 /** Do all of it now, blocking this thread. */
@@ -64,7 +66,7 @@ export function runInPieces(pieces: Pieces, turns: Turns, done: (error: unknown)
   const go = (failure: unknown): void => {
     const mine = ++round
     giveUp = null
-    const until_ms = turns.monotonicMs() + TURN_MS
+    const until_ms = turns.workEndsMs?.() ?? turns.monotonicMs() + TURN_MS
     try {
       let step = failure === null ? pieces.next() : pieces.throw(failure)
       while (step.done !== true) {

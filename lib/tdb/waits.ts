@@ -7,6 +7,7 @@
 import { errnoName } from "../sys/errno.ts"
 import { READ_LOCK, tryLockRange, unlockRange, WRITE_LOCK } from "../sys/lock.ts"
 import { interruptThread } from "../sys/thread.ts"
+import { workEndsMs } from "../sys/turn.ts"
 import { TdbError } from "./error.ts"
 import { CHAIN_LOCKS, FREELIST_LOCK, OPEN_LOCK, TRANSACTION_LOCK } from "./format.ts"
 import type { ListWaits, Locks } from "./locks.ts"
@@ -62,10 +63,8 @@ const BATCH_MS = 2
 const TURN_MS = 200
 /** How often tasks without a thread are tried, and threads are taken away (ms). */
 const TICK_MS = 5
-/** Chains looked at in one turn of the loop by an allrecord sweep. */
-const SWEEP_CHAINS = 20_000
-/** Sweeps of all files together hold up the loop about so long at a time (ms). */
-const SWEEP_MS = 5
+/** Chains that an allrecord sweep looks at in one piece. */
+const SWEEP_CHAINS = 5000
 
 /** Something to wait for. */
 interface Task {
@@ -561,7 +560,7 @@ export class Waits implements ListWaits {
   exclusively(pieces: Pieces, done: (error: unknown) => void): void {
     const told: Granted = (_held, error) => done(error)
     this.beginAllrecord(true, told, (over) => {
-      return runInPieces(pieces, { nextTurn: soon, monotonicMs: () => performance.now() }, (error) => {
+      return runInPieces(pieces, { nextTurn: soon, monotonicMs: () => performance.now(), workEndsMs }, (error) => {
         over()
         done(error)
       })
@@ -793,13 +792,13 @@ const soon = (run: () => void): void => {
 /** Steps of allrecord waits that are due: a node that freezes two hundred databases has as many. */
 let due: (() => void)[] = []
 
-/** In a coming turn of the loop, together with such steps of other files for no longer than SWEEP_MS at a time. */
+/** In a coming turn of the loop, as long as work may go on in it. */
 function whenDue(step: () => void): void {
   if (due.push(step) === 1) setImmediate(runDue)
 }
 
 function runDue(): void {
-  const end_ms = performance.now() + SWEEP_MS
+  const end_ms = workEndsMs()
   const steps = due
   due = []
   let done = 0

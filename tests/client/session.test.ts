@@ -36,6 +36,9 @@ class VirtualTime implements Scheduler {
   nextTurn(run: () => void): void {
     this.setTimer(0, run)
   }
+  workEndsMs(): number {
+    return this.now + 1
+  }
   advance(ms: number): void {
     const end = this.now + ms
     for (;;) {

@@ -138,6 +138,8 @@ export class SimProcess {
       nextTurn: (run) => {
         world.at(world.nowMs, this, run)
       },
+      // The clock stands still in a turn.
+      workEndsMs: () => world.nowMs + 1,
     }
   }
 }
