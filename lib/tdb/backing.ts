@@ -2,7 +2,7 @@
 // in. All three show the map (header copy B first in a mutex file) as one Int32Array and one Uint8Array over the same memory.
 // Nothing here knows records or locks.
 
-import { ENOSPC, SysError } from "../sys/errno.ts"
+import { EIO, ENOSPC, SysError } from "../sys/errno.ts"
 import {
   allocateFile,
   closeFile,
@@ -17,6 +17,7 @@ import {
   moveMapping,
   PAGE_SIZE,
   populate,
+  readAt,
   releaseView,
   reserve,
   syncFileData,
@@ -52,6 +53,10 @@ export interface Backing extends Space {
   reset(size: number): void
   /** Cut it to `size` bytes, which it had before a `grow` that nobody has used yet. */
   shrink(size: number): void
+  /** Store source[from, to) at `at`. Raises SysError where the file can't take it. */
+  store(source: Uint8Array, from: number, to: number, at: number): void
+  /** Store the `bytes` bytes at `from` at `to` as well, which they do not overlap. */
+  copy(from: number, to: number, bytes: number): void
   /** All stores so far are on the disk when this returns. */
   sync(): void
   /** The same without blocking: `done` is called in a later turn. Only with `onDisk`. */
@@ -102,6 +107,13 @@ const KEPT_TOGETHER_MAX = 2048
 
 /** Below so many pages a call is not worth it. */
 const EXPECTED_MIN = 4
+/**
+ * From so many bytes on the kernel copies: to touch a page of a mapping for the first time costs more than to copy it, on virtual machines ten
+ * times as much, and of a large change few pages are ever looked at through the map.
+ */
+const KERNEL_COPY_MIN = 16 * 4096
+/** What it copies within a file goes through here. */
+const between = new Uint8Array(64 * 4096)
 
 /** False: too few to be worth it. */
 function populatePages(address: number, from: number, bytes: number): boolean {
@@ -197,6 +209,29 @@ export class FileBacking implements Backing {
   shrink(size: number): void {
     truncateFile(this.fd, this.base + size)
     this.size = size
+  }
+
+  store(source: Uint8Array, from: number, to: number, at: number): void {
+    if (to - from >= KERNEL_COPY_MIN) {
+      writeAt(this.fd, source.subarray(from, to), this.base + at)
+      return
+    }
+    this.expectStores(at, to - from)
+    this.bytes.set(source.subarray(from, to), at)
+  }
+
+  copy(from: number, to: number, bytes: number): void {
+    if (bytes < KERNEL_COPY_MIN) {
+      this.expectStores(to, bytes)
+      this.bytes.copyWithin(to, from, from + bytes)
+      return
+    }
+    for (let done = 0; done < bytes; done += between.length) {
+      const part = between.subarray(0, Math.min(between.length, bytes - done))
+      const read = readAt(this.fd, part, this.base + from + done)
+      if (read < part.length) throw new SysError("pread", EIO, `${this.path}: cut at ${from + done + read} bytes`)
+      writeAt(this.fd, part, this.base + to + done)
+    }
   }
 
   sync(): void {
@@ -447,6 +482,14 @@ export class MemoryBacking implements Backing {
   shrink(size: number): void {
     this.bytes.fill(0, size, this.size)
     this.size = size
+  }
+
+  store(source: Uint8Array, from: number, to: number, at: number): void {
+    this.bytes.set(source.subarray(from, to), at)
+  }
+
+  copy(from: number, to: number, bytes: number): void {
+    this.bytes.copyWithin(to, from, from + bytes)
   }
 
   sync(): void {}

@@ -2,9 +2,9 @@
 // ranges or robust mutexes (tdb-format.md sections 4 and 5), with nesting and marks. Waiting without blocking the event loop is in
 // waits.ts; what a lock protects is not known here.
 
-import { SysError } from "../sys/errno.ts"
+import { EIO, SysError } from "../sys/errno.ts"
 import { isRangeFree, lockRange, READ_LOCK, tryLockRange, unlockRange, WRITE_LOCK } from "../sys/lock.ts"
-import { mapShared, releaseView, unmap, viewMemory } from "../sys/memory.ts"
+import { mapShared, readAt, releaseView, unmap, viewMemory } from "../sys/memory.ts"
 import { BUSY, LOCKED_AFTER_DEATH, lockMutex, MUTEX_SIZE, tryLockMutex, unlockMutex } from "../sys/mutex.ts"
 import { TdbError } from "./error.ts"
 import {
@@ -37,6 +37,11 @@ export interface ListWaits {
   resume(list: number): void
 }
 
+/** Mutexes that a sweep looks at together. */
+const LOOKED_AT = 2048
+const looked = new Uint8Array(LOOKED_AT * MUTEX_SIZE)
+const lookedWords = new Int32Array(looked.buffer)
+
 /** A mapping of a file's mutex area that stays where it is for as long as a mutex in it may be held. */
 export class MutexArea {
   readonly address: number
@@ -48,7 +53,7 @@ export class MutexArea {
   readonly words: Int32Array
 
   constructor(
-    fd: number,
+    private readonly fd: number,
     readonly length: number,
   ) {
     this.address = mapShared(fd, length, 0, true)
@@ -79,13 +84,29 @@ export class MutexArea {
    * the word before the looks at the others.
    */
   sweep(from: number, until: number): number {
-    const { words } = this
-    for (let list = from; list < until; list++) {
-      // Plain loads: a recovery, whose code is always cold, looks at the mutexes of all databases, and atomic ones are ten times as slow then.
-      if (list !== from && words[(AT_LIST_MUTEXES + MUTEX_SIZE * list) >>> 2] === 0) continue
+    for (let list = from; list < until; ) {
       const address = this.listMutex(list)
       if (tryLockMutex(address) === BUSY) return list
       unlockMutex(address)
+      list = this.lockedAfter(list, until)
+    }
+    return until
+  }
+
+  /**
+   * The next of [list + 1, until) whose lock word is not 0, or `until`. The kernel copies the mutexes to where they are looked at: there is a
+   * page of them for a hundred chains, nobody else looks at most, and to touch a page for the first time is dear (backing.ts).
+   */
+  private lockedAfter(list: number, until: number): number {
+    for (let next = list + 1; next < until; ) {
+      const count = Math.min(until - next, LOOKED_AT)
+      const part = looked.subarray(0, count * MUTEX_SIZE)
+      const read = readAt(this.fd, part, AT_LIST_MUTEXES + MUTEX_SIZE * next)
+      if (read < part.length)
+        throw new SysError("pread", EIO, `mutex ${next + Math.floor(read / MUTEX_SIZE)} of the file`)
+      // Plain loads: a recovery, whose code is always cold, looks at the mutexes of all databases.
+      for (let index = 0; index < count; index++) if (lookedWords[(index * MUTEX_SIZE) >>> 2] !== 0) return next + index
+      next += count
     }
     return until
   }

@@ -340,7 +340,6 @@ export class Transaction {
 
   private *saveRanges(ranges: readonly Range[], at: number): Pieces {
     const db = this.db
-    const bytes = db.backing.bytes
     const piece = this.copyPiece
     let copied = 0
     for (const { offset, length } of ranges) {
@@ -350,8 +349,7 @@ export class Transaction {
       for (let done = 0; done < length; done += piece) {
         const part = Math.min(piece, length - done)
         db.step?.(`save ${part} bytes of ${offset + done}`)
-        db.backing.expectStores(at + done, part)
-        bytes.copyWithin(at + done, offset + done, offset + done + part)
+        db.backing.copy(offset + done, at + done, part)
         copied += part
         if (copied < piece) continue
         copied = 0
@@ -412,7 +410,6 @@ export class Transaction {
   private *writeBlocks(): Pieces {
     const db = this.db
     const source = this.space.bytes
-    const target = db.backing.bytes
     const piece = this.copyPiece
     let copied = 0
     for (const { offset, length } of this.changed) {
@@ -420,8 +417,7 @@ export class Transaction {
       for (let at = offset; at < end; at += piece) {
         const to = Math.min(at + piece, end)
         db.step?.(`write ${to - at} bytes of ${at}`)
-        db.backing.expectStores(at, to - at)
-        target.set(source.subarray(at, to), at)
+        db.backing.store(source, at, to, at)
         copied += to - at
         if (copied < piece) continue
         copied = 0
